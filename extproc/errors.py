@@ -11,7 +11,9 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+from typing import Final
 
 import orjson
 
@@ -91,6 +93,15 @@ Source: https://docs.anthropic.com/en/api/errors.
 """
 
 
+MAX_RETRY_AFTER_S: Final = 120.0
+"""The official `openai` client heeds no longer one, and comes again within seconds instead."""
+
+
+def whole_retry_s(foreseen_s: float) -> int:
+    """What `Retry-After` of any refusal says: whole seconds, rounded up, 1 to `MAX_RETRY_AFTER_S`."""
+    return math.ceil(min(MAX_RETRY_AFTER_S, max(1.0, foreseen_s)))
+
+
 class RouterError(Exception):
     """A request that cannot be served, with everything its answer needs.
 
@@ -98,11 +109,12 @@ class RouterError(Exception):
         reason: Closed code; fixes HTTP status and OpenAI `type`.
         message: For the client; one sentence, no prompt text.
         param: The offending request field (`messages`, `model`, `body.17`), or None.
-        retry_after_s: Whole seconds for `Retry-After`, or None for no such header.
+        retry_after_s: When to come again, for `Retry-After`; None for no such header.
         held_s: How long the request waited for an endpoint before it was refused.
         allow: Methods that the path takes, for `Allow` (405 must have it); empty for no such header.
 
     Attributes:
+        retry_after_s: As `Retry-After` says it, see `whole_retry_s`.
         model: As the routing table has it, of a request that was understood; empty for any other.
     """
 
@@ -112,7 +124,7 @@ class RouterError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        retry_after_s: float | None = None,
         held_s: float = 0.0,
         allow: tuple[str, ...] = (),
     ) -> None:
@@ -120,7 +132,7 @@ class RouterError(Exception):
         self.reason = reason
         self.message = message
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = None if retry_after_s is None else whole_retry_s(retry_after_s)
         self.held_s = held_s
         self.allow = allow
         self.model = ""

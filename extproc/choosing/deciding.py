@@ -99,7 +99,7 @@ class TurnDown:
     """It is refused.
 
     Attributes:
-        retry_after_s: When there should be room, > 0.
+        retry_after_s: When it should find a place to wait, and wait no longer than it may; >= 0.
         foreseen_s: How long it would wait altogether, from its arrival.
         most_s: How long it may; more than `foreseen_s` where too many wait already.
     """

@@ -86,9 +86,6 @@ _BAND_S: Final = 1e6
 _MAX_PRIORITY: Final = 1_000
 """Beyond it all are alike: ranks are floats, and within a band they are to tell a microsecond."""
 
-_LEAST_RETRY_S: Final = 1.0
-"""`Retry-After` has whole seconds."""
-
 
 @value
 class Send:
@@ -137,7 +134,7 @@ class TurnAway:
     """Answer 429.
 
     Attributes:
-        retry_after_s: When there should be room, > 0.
+        retry_after_s: When it should find a place to wait, and wait no longer than it may; >= 0.
         foreseen_s: How long it would wait altogether, from its arrival.
         most_s: How long it may.
     """
@@ -330,7 +327,9 @@ class HoldQueue:
         free_s = now_s + best.wait_s - opens_s[row] + best.room_s
         is_late, is_full = now_s >= latest_s, len(self._held) >= self._max_held
         if self._refuses and (is_late or is_full or free_s > latest_s):
-            return TurnAway(max(_LEAST_RETRY_S, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
+            rank = -inf if place is None else place.rank
+            place_s = self._freed_after_s(costs, opens_s, rank) if is_full else 0.0
+            return TurnAway(max(0.0, place_s, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
         if place is None:
             lag_s = self.shares.lag_s(fairness_id, arrived_s)
             mean_s = self._mean_with(least_s) if before is None else before.counted.mean_s
@@ -368,6 +367,21 @@ class HoldQueue:
         self._in_mean = min(MEAN_OF, self._in_mean + 1)
         self._mean_s += (work_s - self._mean_s) / self._in_mean
         return self._mean_s
+
+    def _freed_after_s(self, costs: Sequence[Cost], opens_s: Sequence[float], rank: float) -> float:
+        """When the first of those that wait should go: an endpoint that one of them waits for takes it.
+
+        Args:
+            costs: Of each endpoint, those before `rank` counted as waiting time.
+            opens_s: See `decide`.
+            rank: Of one that has no place.
+        """
+        ahead_s = self.ahead_s(-1, rank, len(costs))
+        rows = {held.row for held in self._held.values() if held.row < len(costs)}
+        return min(
+            (max(0.0, costs[row].wait_s - ahead_s[row] - opens_s[row]) + costs[row].room_s for row in rows),
+            default=0.0,
+        )
 
     def _makes_room(self, request_id: int, rank: float, *, is_new: bool) -> bool:
         """Whether a request is sent because so many wait: the first in line, or one too many; see Rule 5."""

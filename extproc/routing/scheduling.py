@@ -8,10 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
 from extproc.choosing.holding import HoldQueue
@@ -40,9 +38,6 @@ from metadata_center.errors import CapacityError
 from metadata_center.sharing.messages import MAX_CANDIDATES, Candidate
 from metadata_center.store import LoadStore
 from metadata_center.types import EndpointKey
-
-MAX_RETRY_AFTER_S: Final = 120.0
-"""The official `openai` client heeds no longer one, and comes again within seconds instead."""
 
 
 @dataclass(slots=True)
@@ -282,7 +277,7 @@ def _crowded(model: str, down: TurnDown, held_s: float) -> RouterError:
     return RouterError(
         Reason.OVERLOADED,
         _why_turned_down(model, down),
-        retry_after_s=math.ceil(min(MAX_RETRY_AFTER_S, down.retry_after_s)),
+        retry_after_s=down.retry_after_s,
         held_s=held_s,
     )
 

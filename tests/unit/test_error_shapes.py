@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from extproc.errors import Reason, RouterError, Shape
+from extproc.errors import Reason, RouterError, Shape, whole_retry_s
 from extproc.protocol.machine import Finish, SendImmediate, Stream
 from extproc.values.exchange import AnswerAtOnce, LineVerdict, RefuseAtOnce, RequestHeaders
 
@@ -78,3 +78,13 @@ def test_an_answer_of_ours_has_no_shape() -> None:
     headers = RequestHeaders("GET", "/v1/messages", {}, end_of_stream=True)
     send, _ = Stream(lambda _: AnswerAtOnce(200, b"{}")).receive_headers(headers)
     assert send == SendImmediate(200, b"{}", "tokenway_answer")
+
+
+@pytest.mark.parametrize(
+    ("foreseen_s", "said_s"),
+    [(-1.0, 1), (0.0, 1), (1, 1), (1.01, 2), (119.5, 120), (3_555.0, 120), (float("inf"), 120)],
+)
+def test_any_refusal_asks_for_whole_seconds_that_clients_heed(foreseen_s: float, said_s: int) -> None:
+    """Whoever refuses: 1 to 120."""
+    error = RouterError(Reason.OVERLOADED, "Busy.", retry_after_s=foreseen_s)
+    assert error.retry_after_s == whole_retry_s(foreseen_s) == said_s

@@ -165,6 +165,28 @@ def test_one_too_many_is_refused() -> None:
     assert isinstance(decide(queue, 1, [cost(1.0)]), Wait)
 
 
+@pytest.mark.parametrize(
+    ("costs", "ahead_s", "again_s"),
+    [
+        ([cost(7.0 + OPEN_S)], 0.0, 7.0),  # the endpoint's own backlog has to go
+        ([cost(7.0 + OPEN_S)], 4.0, 3.0),  # but not what waits here: the first of that makes the place
+        ([cost(7.0, room_s=9.0)], 7.0, 9.0),  # a sequence has to end
+        ([cost(7.0 + OPEN_S), cost(0.5 + OPEN_S)], 0.0, 7.0),  # nobody waits for the second
+    ],
+)
+def test_one_too_many_is_told_when_a_place_should_be_free(
+    costs: list[Cost], ahead_s: float, again_s: float
+) -> None:
+    """Its wait would fit the bound; there is a place when the first that waits is sent."""
+    queue = HoldQueue(max_held=1, refuses=True)
+    assert isinstance(decide(queue, 1, [cost(1.0, ahead_s), *costs[1:]]), Wait)
+    counted = WorkCount(1.0, 0.0, 0.0, 0.0, False)
+    verdict = decide(queue, 2, costs, row=len(costs) - 1, place=Place(100.0, counted))
+    assert isinstance(verdict, TurnAway)
+    assert verdict.foreseen_s < verdict.most_s
+    assert verdict.retry_after_s == pytest.approx(again_s)
+
+
 def test_a_hopeless_wait_is_refused_at_once() -> None:
     """40 s ahead with 30 s to wait: come back when the rest is done."""
     verdict = decide(HoldQueue(max_hold_s=30.0, refuses=True), 1, [cost(40.0 + OPEN_S)])
@@ -173,11 +195,11 @@ def test_a_hopeless_wait_is_refused_at_once() -> None:
 
 
 def test_no_request_waits_beyond_the_bound() -> None:
-    """At the end of the hold it is sent, or refused, with a second to come back at least."""
+    """At the end of the hold it is sent, or refused and told when there should be room."""
     assert decide(HoldQueue(max_hold_s=30.0), 1, [cost(0.2)], now_s=30.0) == Send(0)
     refusing = HoldQueue(max_hold_s=30.0, refuses=True)
     assert decide(refusing, 1, [cost(0.2)], now_s=30.0) == TurnAway(
-        retry_after_s=1.0, foreseen_s=30.0 + 0.2 - OPEN_S, most_s=30.0
+        retry_after_s=30.0 + 0.2 - OPEN_S - 30.0, foreseen_s=30.0 + 0.2 - OPEN_S, most_s=30.0
     )
 
 

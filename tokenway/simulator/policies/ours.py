@@ -177,7 +177,7 @@ class LeastCompletion(StatefulPolicy):
             wait = decided.wait
             return Hold(wait.until_s, wait.rank, wait.closed, polls=True)
         if isinstance(decided, TurnDown):
-            return Shed(decided.retry_after_s)
+            return Shed(max(1.0, decided.retry_after_s))
         return self.place(view, decided)
 
     def decide(self, view: FleetView) -> SendNow | WaitForRoom | TurnDown:
