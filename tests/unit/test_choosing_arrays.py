@@ -39,7 +39,7 @@ def columns(data: st.DataObject, count: int, number: int) -> list[list[float]]:
     return [data.draw(st.lists(seconds, min_size=count, max_size=count)) for _ in range(number)]
 
 
-@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans(), st.booleans())
+@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans(), st.booleans(), seconds)
 def test_costs(
     data: st.DataObject,
     count: int,
@@ -49,14 +49,15 @@ def test_costs(
     is_stalled: bool,
     is_sunk: bool,
     is_full: bool,
+    displaced_s: float,
 ) -> None:
     """Each column and the totals; without stalled sequences, crowded prefixes and dear places as well."""
     waits_s, works_s, rooms_s, steps_s, stalled, places_s = columns(data, count, 6)
     sunk = data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
     of = (waits_s, works_s, rooms_s, steps_s, followers_per_s, price, held_s, ())
     more = (stalled if is_stalled else (), sunk if is_sunk else (), places_s if is_full else ())
-    few, many = completion.cost_columns(*of, *more), array_costs.cost_columns(*of, *more)
-    for name in ("others_s", "stalls_s", "decodes_s", "places_s", "totals_s"):
+    few, many = (each.cost_columns(*of, *more, displaced_s) for each in (completion, array_costs))
+    for name in ("others_s", "stalls_s", "decodes_s", "places_s", "displacements_s", "totals_s"):
         assert list(getattr(many, name)) == list(getattr(few, name))
 
 
@@ -88,9 +89,9 @@ def snapshot_of(rng: random.Random) -> Snapshot:
     rows_s: Sequence[tuple[float, ...]] = column(prices, may_be_absent=True)
     if rng.random() < 0.3:
         rows_s = ByKind([prices(), prices()], array("q", column(lambda: rng.randrange(2))))
-    learned = Learned(
-        prices_s, rng.random() * 9, rng.random() * 99, rng.random() * 9, rows_s, 0.1, rng.choice([0.0, 1.0])
-    )
+    place_s, recomputed_ratio = rng.choice([0.0, 1.0]), rng.choice([0.0, 0.1, 0.7])
+    paces = rng.random() * 9, rng.random() * 99, rng.random() * 9
+    learned = Learned(prices_s, *paces, rows_s, 0.1, place_s, recomputed_ratio)
     return Snapshot(
         keys=tuple(EndpointKey(str(row)) for row in range(rows)),
         requests=as_given(column(lambda: rng.randrange(9))),
