@@ -70,8 +70,8 @@ def test_a_conversation_stays_where_moving_it_has_others_computed_once_more() ->
 
 def test_it_is_a_part_of_what_a_place_saves() -> None:
     """Who is kept from where its prompt is cached displaces others as well."""
-    columns = [0.0, 0.0], [0.0, 0.0], [0.1, 0.5], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], []
-    costs = Costs(*columns, displacements_s=[0.05, 0.25])
+    none = [0.0, 0.0]
+    costs = Costs(none, none, [0.1, 0.5], none, none, none, [], displacements_s=[0.05, 0.25])
     assert saved_s(costs, 0, [900, 0]) == pytest.approx(0.6)
 
 
