@@ -7,8 +7,9 @@ Rules:
        any engine. So in the mean a computed token has that share of one computed once more, and this in turn,
        and so on: `share / (1 - share)` in all.
     3. Where caches hold all that is asked for twice, and where nothing is, the share is 0 and so the price.
-    4. What another engine still has counts as well. A conversation that moves is computed once more by a
-       choice and by no eviction, and leaves a copy behind that keeps others out until it is evicted.
+    4. What another engine still has counts as well, up to as much as was evicted. A conversation that moves
+       is computed once more by a choice and by no eviction, and leaves a copy behind that keeps others out
+       until it is evicted; where nothing is evicted, a copy costs nobody anything.
 """
 
 from __future__ import annotations
@@ -44,6 +45,6 @@ def teach_recomputed(
     """
     if not blocks:
         return
-    tokens, cached = snapshot.prompt_tokens, snapshot.cached_tokens[row]
-    seen_tokens = seen.see(blocks) * tokens // len(blocks)
-    traffic.computed(max(0, tokens - cached), max(0, min(seen_tokens, tokens) - cached))
+    tokens, cached, most = snapshot.prompt_tokens, snapshot.cached_tokens[row], max(snapshot.cached_tokens)
+    seen_tokens = min(tokens, seen.see(blocks) * tokens // len(blocks))
+    traffic.computed(tokens - cached, max(0, seen_tokens - most), most - cached)

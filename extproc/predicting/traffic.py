@@ -34,8 +34,9 @@ class Traffic:
     __slots__ = (
         "_at_s",
         "_computed_tokens",
+        "_copied_tokens",
+        "_evicted_tokens",
         "_lengths",
-        "_recomputed_tokens",
         "_requests",
         "_saved_s",
         "_work_s",
@@ -48,7 +49,8 @@ class Traffic:
         self._work_s = 0.0
         self._saved_s = 0.0
         self._computed_tokens = 0.0
-        self._recomputed_tokens = 0.0
+        self._copied_tokens = 0.0
+        self._evicted_tokens = 0.0
 
     @property
     def output_tokens(self) -> float:
@@ -66,18 +68,24 @@ class Traffic:
 
     @property
     def recomputed_ratio(self) -> float:
-        """Of the prompt tokens that engines compute, those that one of them computed before, 0..1."""
-        return self._recomputed_tokens / max(FEW_TOKENS, self._computed_tokens)
+        """Of the prompt tokens that engines compute, those that one of them computed before, 0..1.
 
-    def computed(self, tokens: int, again: int) -> None:
+        Copies count for no more than what was evicted: while caches hold all of them, they displace nothing.
+        """
+        again = self._evicted_tokens + min(self._copied_tokens, self._evicted_tokens)
+        return again / max(FEW_TOKENS, self._computed_tokens)
+
+    def computed(self, tokens: int, evicted: int, copied: int) -> None:
         """Of the prompt of what was placed, so many tokens are computed.
 
         Args:
             tokens: Not cached where it went, >= 0.
-            again: Of these, those that some engine computed before, 0..tokens.
+            evicted: Of these, those that some engine computed before and none has any more.
+            copied: Of these, those that another engine has.
         """
         self._computed_tokens += tokens
-        self._recomputed_tokens += again
+        self._evicted_tokens += evicted
+        self._copied_tokens += copied
 
     def placed(self, now_s: float, work_s: float, saved_s: float) -> None:
         """A request was placed.
@@ -120,5 +128,6 @@ class Traffic:
             self._saved_s *= kept
             kept = exp((self._at_s - now_s) / CACHE_MEMORY_S)
             self._computed_tokens *= kept
-            self._recomputed_tokens *= kept
+            self._evicted_tokens *= kept
+            self._copied_tokens *= kept
         self._at_s = now_s

@@ -79,13 +79,24 @@ def test_the_share_is_learned_and_forgotten() -> None:
     """Of 300,000 tokens a third were computed before; a few say little, and old ones fade."""
     traffic = Traffic()
     traffic.placed(0.0, 0.1, 0.0)
-    traffic.computed(10_000, 10_000)
+    traffic.computed(10_000, 10_000, 0)
     assert traffic.recomputed_ratio == pytest.approx(0.1)
-    traffic.computed(290_000, 90_000)
+    traffic.computed(290_000, 70_000, 20_000)
     assert traffic.recomputed_ratio == pytest.approx(1 / 3)
     traffic.placed(CACHE_MEMORY_S * 20, 0.1, 0.0)
-    traffic.computed(100_000, 0)
+    traffic.computed(100_000, 0, 0)
     assert traffic.recomputed_ratio == pytest.approx(0.0, abs=1e-6)
+
+
+def test_copies_count_for_no_more_than_what_was_evicted() -> None:
+    """While caches hold all of them they displace nothing, however many there are."""
+    traffic = Traffic()
+    traffic.computed(100_000, 0, 60_000)
+    assert traffic.recomputed_ratio == 0.0
+    traffic.computed(100_000, 20_000, 0)
+    assert traffic.recomputed_ratio == pytest.approx(0.2)
+    traffic.computed(0, 60_000, 0)
+    assert traffic.recomputed_ratio == pytest.approx(0.7)
 
 
 def test_what_was_sent_before_and_is_not_cached_is_computed_once_more() -> None:
@@ -103,6 +114,8 @@ def test_what_was_sent_before_and_is_not_cached_is_computed_once_more() -> None:
     assert traffic.recomputed_ratio == pytest.approx((140 + 10) / 310)
     teach_recomputed(traffic, seen, [], had, 0)
     assert traffic.recomputed_ratio == pytest.approx((140 + 10) / 310)
+    teach_recomputed(traffic, seen, longer, had, 1)  # a copy of 150,000, and 10,000 that none has
+    assert traffic.recomputed_ratio == pytest.approx((140 + 10 + 10 + 150) / 470)
 
 
 def test_prices_are_those_of_the_engines() -> None:
