@@ -55,6 +55,7 @@ _WHOLE: Final = (
     "extproc/choosing/*.py",
     "extproc/predicting/*.py",
     "extproc/values/choices.py",
+    "metadata_center/history/seen_prefixes.py",
     "metadata_center/load/ledger.py",
     "metadata_center/types.py",
 )

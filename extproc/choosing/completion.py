@@ -23,7 +23,8 @@ Rules:
     6. Others pay for a prefix that crowds the endpoints that have it, whoever is first to compute it
        elsewhere: that share of own prefill is neither delay of later requests nor stall.
     7. The last places of an engine that is nearly full cost those who come later, see `places`.
-    8. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
+    8. What is computed evicts what others would have found cached, see `displacing`.
+    9. Of equal costs where most of the prompt is cached; what is equal in that too is drawn among.
 
 Source of the relative value: E. Hyytia, A. Penttinen, S. Aalto, "Size- and state-aware dispatching problem
 with queue-specific job sizes", EJOR 217 (2012): v(u) = rate * u^2 / (2 * (1 - utilisation)).
@@ -62,6 +63,7 @@ class Cost:
         turn_s: Time from one end of a sequence to the next; 0 where fewer run than may. Part of `room_s`.
         stall_s: What its own prefill costs the sequences that decode, see Rule 5.
         place_s: What its place there costs later requests, see Rule 7.
+        displacement_s: What its own prefill has computed once more later, see Rule 8.
     """
 
     wait_s: float
@@ -72,6 +74,7 @@ class Cost:
     turn_s: float = 0.0
     stall_s: float = 0.0
     place_s: float = 0.0
+    displacement_s: float = 0.0
 
 
 class Costs(Sequence[Cost]):
@@ -87,10 +90,12 @@ class Costs(Sequence[Cost]):
         turns_s: See `Cost`; empty for zeros.
         totals_s: Sums of all but `turns_s`; None has them made.
         places_s: See `Cost`; empty for zeros.
+        displacements_s: See `Cost`; empty for zeros.
     """
 
     __slots__ = (
         "decodes_s",
+        "displacements_s",
         "others_s",
         "places_s",
         "rooms_s",
@@ -112,6 +117,7 @@ class Costs(Sequence[Cost]):
         turns_s: Sequence[float],
         totals_s: Sequence[float] | None = None,
         places_s: Sequence[float] = (),
+        displacements_s: Sequence[float] = (),
     ) -> None:
         self.waits_s = waits_s
         self.rooms_s = rooms_s
@@ -121,6 +127,7 @@ class Costs(Sequence[Cost]):
         self.decodes_s = decodes_s
         self.turns_s = turns_s
         self.places_s = places_s
+        self.displacements_s = displacements_s
         if totals_s is None:
             totals_s = [
                 wait_s + room_s + work_s + other_s + stall_s + decode_s
@@ -130,6 +137,8 @@ class Costs(Sequence[Cost]):
             ]
             if places_s:
                 totals_s = list(map(add, totals_s, places_s))
+            if displacements_s:
+                totals_s = list(map(add, totals_s, displacements_s))
         self.totals_s = totals_s
 
     def __len__(self) -> int:
@@ -153,6 +162,7 @@ class Costs(Sequence[Cost]):
             self.turns_s[row] if self.turns_s else 0.0,
             self.stalls_s[row],
             self.places_s[row] if self.places_s else 0.0,
+            self.displacements_s[row] if self.displacements_s else 0.0,
         )
 
     def behind(self, ahead_s: Sequence[float]) -> Costs:
@@ -166,6 +176,7 @@ class Costs(Sequence[Cost]):
             self.decodes_s,
             self.turns_s,
             places_s=self.places_s,
+            displacements_s=self.displacements_s,
         )
 
 
@@ -230,6 +241,7 @@ def cost_columns(
     stalled: Sequence[float] = (),
     sunk_ratios: Sequence[float] = (),
     places_s: Sequence[float] = (),
+    displaced_s: float = 0.0,
 ) -> Costs:
     """What each endpoint would cost.
 
@@ -245,6 +257,7 @@ def cost_columns(
         stalled: Seconds that a second of prefill costs the sequences that decode, Rule 5; empty for zeros.
         sunk_ratios: Of own prefill, what others pay in any case, Rule 6; empty for zeros.
         places_s: See `Cost.place_s`; empty for zeros.
+        displaced_s: Later prefill that a second of prefill displaces, Rule 8.
     """
     endpoints = len(waits_s)
     backlog_s = mean_backlog_s(sorted(map(add, waits_s, rooms_s)), held_s)
@@ -265,4 +278,20 @@ def cost_columns(
         totals_s.append(wait_s + room_s + work_s + other_s + stall_s + decode_s)
     if places_s:
         totals_s = list(map(add, totals_s, places_s))
-    return Costs(waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, turns_s, totals_s, places_s)
+    displacements_s = _displacements_s(displaced_s, works_s, sunk_ratios) if displaced_s else ()
+    if displacements_s:
+        totals_s = list(map(add, totals_s, displacements_s))
+    columns = waits_s, rooms_s, works_s, others_s, stalls_s, decodes_s, turns_s, totals_s
+    return Costs(*columns, places_s, displacements_s)
+
+
+def _displacements_s(
+    displaced_s: float, works_s: Sequence[float], sunk_ratios: Sequence[float]
+) -> Sequence[float]:
+    """See `Cost.displacement_s`: but for what is computed there in any case."""
+    if not sunk_ratios:
+        return [displaced_s * work_s for work_s in works_s]
+    return [
+        displaced_s * work_s * (1.0 - sunk_ratio)
+        for work_s, sunk_ratio in zip(works_s, sunk_ratios, strict=True)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import neg
 
-from extproc.choosing import arrays, columns, places
+from extproc.choosing import array_costs, columns, places
 from extproc.choosing.completion import (
     DECODE_TOKENS,
     MOST_TAKEN,
@@ -14,6 +14,7 @@ from extproc.choosing.completion import (
     cost_columns,
     decode_price,
 )
+from extproc.choosing.displacing import displaced
 from extproc.choosing.rows import learned_of
 from extproc.predicting.sums import plain_sum
 from extproc.values.choices import Learned, Snapshot
@@ -28,7 +29,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
     """
     learned = learned_of(snapshot)
     if len(snapshot.keys) >= MANY_ROWS:
-        found = arrays.completion_costs(snapshot, learned)
+        found = array_costs.completion_costs(snapshot, learned)
     else:
         waits_s, works_s = columns.times_s(snapshot, learned)
         taken = columns.taken_ratios(snapshot) if snapshot.max_num_seqs else ()
@@ -44,6 +45,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
             _stalled(snapshot),
             snapshot.sunk_ratios,
             places.places_s(taken, snapshot.max_num_seqs, learned.place_s) if taken else (),
+            displaced(learned.recomputed_ratio),
         )
     return found.behind(snapshot.ahead_s) if snapshot.ahead_s else found
 
@@ -51,7 +53,7 @@ def completion_costs(snapshot: Snapshot) -> Costs:
 def saved_s(costs: Costs, row: int, cached_tokens: Sequence[int]) -> float:
     """`places.saved_s`."""
     if len(costs) >= MANY_ROWS:
-        return arrays.saved_s(costs, row, cached_tokens)
+        return array_costs.saved_s(costs, row, cached_tokens)
     return places.saved_s(costs, row, cached_tokens)
 
 
@@ -82,8 +84,9 @@ def _stalled(snapshot: Snapshot) -> Sequence[float]:
 
 
 def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
-    """Terms `wait`, `room`, `work`, `others`, `stall`, `decode` and `place`: seconds, negated."""
+    """The parts of `completion.Cost`, in seconds, negated."""
     found = completion_costs(snapshot)
+    zeros = [0.0] * len(found)
     return {
         "wait": list(map(neg, found.waits_s)),
         "room": list(map(neg, found.rooms_s)),
@@ -91,5 +94,6 @@ def completion_terms(snapshot: Snapshot) -> dict[str, list[float]]:
         "others": list(map(neg, found.others_s)),
         "stall": list(map(neg, found.stalls_s)),
         "decode": list(map(neg, found.decodes_s)),
-        "place": list(map(neg, found.places_s or [0.0] * len(found))),
+        "place": list(map(neg, found.places_s or zeros)),
+        "displacement": list(map(neg, found.displacements_s or zeros)),
     }

@@ -64,10 +64,11 @@ def saved_s(costs: Costs, row: int, cached_tokens: Sequence[int]) -> float:
         0 if no more is cached at its own, or if there is no other.
     """
     own_s, next_s, next_row = 0.0, None, row
-    for each, (work_s, other_s, stall_s) in enumerate(
-        zip(costs.works_s, costs.others_s, costs.stalls_s, strict=True)
+    displacements_s = costs.displacements_s or [0.0] * len(costs)
+    for each, (work_s, other_s, stall_s, displacement_s) in enumerate(
+        zip(costs.works_s, costs.others_s, costs.stalls_s, displacements_s, strict=True)
     ):
-        cost_s = work_s + other_s + stall_s
+        cost_s = work_s + other_s + stall_s + displacement_s
         if each == row:
             own_s = cost_s
         elif next_s is None or cost_s < next_s:

@@ -163,6 +163,7 @@ def completion_snapshot(
             _row_prices_s(prices),
             demand.tpot_limit_s,
             traffic.place_s,
+            traffic.recomputed_ratio,
         ),
         max_num_seqs=engines.max_num_seqs,
         kv_used=kv_used(load, engines, output_tokens),

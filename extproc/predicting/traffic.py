@@ -17,6 +17,13 @@ MOST_BUSY: Final = 0.9
 FEW_REQUESTS: Final = 20.0
 """Fewer than so many say little of what a place is worth: the others are taken to have saved nothing."""
 
+CACHE_MEMORY_S: Final = 300.0
+"""Time constant of what engines compute once more: what a cache holds changes in minutes."""
+
+FEW_TOKENS: Final = 100_000.0
+"""Fewer computed tokens than so many say little: none of those that are missing is taken to be for the second
+time."""
+
 FIRST_OUTPUT_TOKENS: Final = 200.0
 """Expected length of an answer before any was seen: public conversation traces have means of 200 to 350."""
 
@@ -24,7 +31,16 @@ FIRST_OUTPUT_TOKENS: Final = 200.0
 class Traffic:
     """What one group of endpoints is asked for."""
 
-    __slots__ = ("_at_s", "_lengths", "_requests", "_saved_s", "_work_s")
+    __slots__ = (
+        "_at_s",
+        "_computed_tokens",
+        "_copied_tokens",
+        "_evicted_tokens",
+        "_lengths",
+        "_requests",
+        "_saved_s",
+        "_work_s",
+    )
 
     def __init__(self) -> None:
         self._lengths = AnswerLength(FIRST_OUTPUT_TOKENS)
@@ -32,6 +48,9 @@ class Traffic:
         self._requests = 0.0
         self._work_s = 0.0
         self._saved_s = 0.0
+        self._computed_tokens = 0.0
+        self._copied_tokens = 0.0
+        self._evicted_tokens = 0.0
 
     @property
     def output_tokens(self) -> float:
@@ -46,6 +65,27 @@ class Traffic:
     def place_s(self) -> float:
         """What the next best endpoint would have cost more, mean over what was placed."""
         return self._saved_s / max(FEW_REQUESTS, self._requests)
+
+    @property
+    def recomputed_ratio(self) -> float:
+        """Of the prompt tokens that engines compute, those that one of them computed before, 0..1.
+
+        Copies count for no more than what was evicted: while caches hold all of them, they displace nothing.
+        """
+        again = self._evicted_tokens + min(self._copied_tokens, self._evicted_tokens)
+        return again / max(FEW_TOKENS, self._computed_tokens)
+
+    def computed(self, tokens: int, evicted: int, copied: int) -> None:
+        """Of the prompt of what was placed, so many tokens are computed.
+
+        Args:
+            tokens: Not cached where it went, >= 0.
+            evicted: Of these, those that some engine computed before and none has any more.
+            copied: Of these, those that another engine has.
+        """
+        self._computed_tokens += tokens
+        self._evicted_tokens += evicted
+        self._copied_tokens += copied
 
     def placed(self, now_s: float, work_s: float, saved_s: float) -> None:
         """A request was placed.
@@ -86,4 +126,8 @@ class Traffic:
             self._requests *= kept
             self._work_s *= kept
             self._saved_s *= kept
+            kept = exp((self._at_s - now_s) / CACHE_MEMORY_S)
+            self._computed_tokens *= kept
+            self._evicted_tokens *= kept
+            self._copied_tokens *= kept
         self._at_s = now_s

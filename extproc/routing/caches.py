@@ -26,6 +26,7 @@ from extproc.routing.keeping import one_view
 from extproc.values.decisions import CacheSource
 from extproc.values.requests import InferenceRequest
 from metadata_center.history.running_blocks import RunningBlocks
+from metadata_center.history.seen_prefixes import SeenPrefixes
 from metadata_center.store import PrefixStore
 from metadata_center.types import MANY_ROWS, EndpointKey, value
 
@@ -91,11 +92,13 @@ class Caches:
         history: Blocks by routing history.
         running: Blocks of requests in flight.
         events: Caches by KV events, if any may be known.
+        seen: What was sent from here, whether or not an engine still has it.
     """
 
     history: PrefixStore
     running: RunningBlocks = field(default_factory=RunningBlocks)
     events: EventView | None = None
+    seen: SeenPrefixes = field(default_factory=SeenPrefixes)
 
     def forget(self, keys: Iterable[EndpointKey]) -> None:
         """They left the configuration: by routing history they have nothing, and nothing runs there."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from extproc.choosing.deciding import SendNow, TurnDown, WaitForRoom, decide
+from extproc.choosing.displacing import teach_recomputed
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.least_completion import saved_s
 from extproc.choosing.limits import limit_s_of
@@ -220,6 +221,8 @@ class Scheduler:
         if decided.costs is not None:
             more_s = saved_s(decided.costs, first, decided.snapshot.cached_tokens)
             found.traffic.placed(now_s, decided.costs.works_s[first], more_s)
+            seen = self._state.caches.seen
+            teach_recomputed(found.traffic, seen, parsed.blocks, decided.snapshot, first)
         if rotation is not None:
             rotation.served(decided.snapshot.owed, first)
         return decided

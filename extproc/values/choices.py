@@ -32,6 +32,8 @@ class Learned:
         row_prices_s: Prices of each row, where rows differ in more than their weight; else empty.
         tpot_limit_s: The request's limit on the time per output token.
         place_s: What a place at an engine is worth to whom it is best for, see `extproc.choosing.places`.
+        recomputed_ratio: Of the prompt tokens that engines compute, those that one of them computed before,
+            0..1, see `extproc.choosing.displacing`.
     """
 
     prefill_prices_s: tuple[float, ...]
@@ -41,6 +43,7 @@ class Learned:
     row_prices_s: Sequence[tuple[float, ...]] = ()
     tpot_limit_s: float = 0.1
     place_s: float = 0.0
+    recomputed_ratio: float = 0.0
 
 
 @value

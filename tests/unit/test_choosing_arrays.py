@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.choosing import arrays, completion, picker, places, snapshots, weights
+from extproc.choosing import array_costs, arrays, completion, picker, places, snapshots, weights
 from extproc.choosing import columns as columns_of
 from extproc.choosing.completion import Costs
 from extproc.choosing.kept_columns import MAX_COLUMNS, KeptColumns
@@ -39,7 +39,7 @@ def columns(data: st.DataObject, count: int, number: int) -> list[list[float]]:
     return [data.draw(st.lists(seconds, min_size=count, max_size=count)) for _ in range(number)]
 
 
-@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans(), st.booleans())
+@given(st.data(), rows, seconds, seconds, seconds, st.booleans(), st.booleans(), st.booleans(), seconds)
 def test_costs(
     data: st.DataObject,
     count: int,
@@ -49,14 +49,15 @@ def test_costs(
     is_stalled: bool,
     is_sunk: bool,
     is_full: bool,
+    displaced_s: float,
 ) -> None:
     """Each column and the totals; without stalled sequences, crowded prefixes and dear places as well."""
     waits_s, works_s, rooms_s, steps_s, stalled, places_s = columns(data, count, 6)
     sunk = data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
     of = (waits_s, works_s, rooms_s, steps_s, followers_per_s, price, held_s, ())
     more = (stalled if is_stalled else (), sunk if is_sunk else (), places_s if is_full else ())
-    few, many = completion.cost_columns(*of, *more), arrays.cost_columns(*of, *more)
-    for name in ("others_s", "stalls_s", "decodes_s", "places_s", "totals_s"):
+    few, many = (each.cost_columns(*of, *more, displaced_s) for each in (completion, array_costs))
+    for name in ("others_s", "stalls_s", "decodes_s", "places_s", "displacements_s", "totals_s"):
         assert list(getattr(many, name)) == list(getattr(few, name))
 
 
@@ -88,9 +89,9 @@ def snapshot_of(rng: random.Random) -> Snapshot:
     rows_s: Sequence[tuple[float, ...]] = column(prices, may_be_absent=True)
     if rng.random() < 0.3:
         rows_s = ByKind([prices(), prices()], array("q", column(lambda: rng.randrange(2))))
-    learned = Learned(
-        prices_s, rng.random() * 9, rng.random() * 99, rng.random() * 9, rows_s, 0.1, rng.choice([0.0, 1.0])
-    )
+    place_s, recomputed_ratio = rng.choice([0.0, 1.0]), rng.choice([0.0, 0.1, 0.7])
+    paces = rng.random() * 9, rng.random() * 99, rng.random() * 9
+    learned = Learned(prices_s, *paces, rows_s, 0.1, place_s, recomputed_ratio)
     return Snapshot(
         keys=tuple(EndpointKey(str(row)) for row in range(rows)),
         requests=as_given(column(lambda: rng.randrange(9))),
@@ -119,20 +120,20 @@ def test_whole_costs(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(50):
         seen = snapshot_of(rng)
-        few, many = completion_costs(seen), arrays.completion_costs(seen, learned_of(seen))
+        few, many = completion_costs(seen), array_costs.completion_costs(seen, learned_of(seen))
         for name in Costs.__slots__:
             assert [each.hex() for each in getattr(many, name)] == [each.hex() for each in getattr(few, name)]
         if len(few) > 1:
             row = rng.randrange(len(few))
             found = places.saved_s(few, row, seen.cached_tokens)
-            assert arrays.saved_s(many, row, seen.cached_tokens).hex() == found.hex()
+            assert array_costs.saved_s(many, row, seen.cached_tokens).hex() == found.hex()
 
 
 @pytest.mark.parametrize("limits", [[128] * 50, [0, 8, 128, 256, 1024] * 10])
 def test_places(limits: list[int]) -> None:
     """Of engines of one kind, and of several, of which one has a limit that nobody knows."""
     taken = [(row % 7) / 6 if limit else 0.0 for row, limit in enumerate(limits)]
-    few, many = places.places_s(taken, limits, 0.7), arrays.places_s(taken, limits, 0.7)
+    few, many = places.places_s(taken, limits, 0.7), array_costs.places_s(taken, limits, 0.7)
     assert [each.hex() for each in many] == [each.hex() for each in few]
 
 
@@ -213,7 +214,7 @@ def test_picks(of_rows: list[tuple[int, int]], seed: int, data: st.DataObject) -
 def test_ties(of_rows: list[tuple[int, int]]) -> None:
     """Of equal scores those with less cached come behind."""
     scores, cached = [score / 3 for score, _ in of_rows], [cached for _, cached in of_rows]
-    assert list(arrays.most_cached_first(scores, cached)) == most_cached_first(scores, cached)
+    assert list(array_costs.most_cached_first(scores, cached)) == most_cached_first(scores, cached)
 
 
 @pytest.mark.parametrize("depths", [[0] * 8, [0, 1, 5, 3, 0, 70, 2, 9]])

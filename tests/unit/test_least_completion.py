@@ -261,9 +261,8 @@ def test_a_decision_is_recorded_with_all_it_was_made_from() -> None:
     json = to_json(record)
     assert verdict(json) == "recomputed: same choice"
     page = render(json)
-    assert all(
-        f"{term} term" in page for term in ("wait", "room", "work", "others", "stall", "decode", "place")
-    )
+    terms = ("wait", "room", "work", "others", "stall", "decode", "place", "displacement")
+    assert all(f"{term} term" in page for term in terms)
 
 
 def test_first_tokens_and_answers_are_learned_from() -> None:

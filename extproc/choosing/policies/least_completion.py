@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf, nextafter
 from operator import neg
 
-from extproc.choosing import arrays
+from extproc.choosing import array_costs
 from extproc.choosing.completion import Costs
 from extproc.choosing.least_completion import completion_costs, completion_terms
 from extproc.choosing.picker import pick
@@ -62,9 +62,9 @@ def choose_least(
         if any(cached_tokens) and scores.count(max(scores)) > 1:
             scores = most_cached_first(scores, cached_tokens)
     else:
-        scores = arrays.negated(costs_s.totals_s)
+        scores = array_costs.negated(costs_s.totals_s)
         if cached_tokens:
-            scores = arrays.most_cached_first(scores, cached_tokens)
+            scores = array_costs.most_cached_first(scores, cached_tokens)
     return Choice(pick(scores, rows, 1, min(1 + settings.fallbacks, rows), rng, weights), scores, 1)
 
 

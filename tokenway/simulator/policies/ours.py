@@ -13,6 +13,7 @@ from math import inf
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
 from extproc.choosing.deciding import Claim, SendNow, TurnDown, WaitForRoom, decide
+from extproc.choosing.displacing import teach_recomputed
 from extproc.choosing.holding import HoldQueue
 from extproc.choosing.learning import Learner, Lesson
 from extproc.choosing.least_completion import saved_s
@@ -34,6 +35,7 @@ from extproc.values.choices import Snapshot
 from extproc.values.prices import Prices
 from metadata_center.history.radix_tree import Run
 from metadata_center.history.running_blocks import RunningBlocks
+from metadata_center.history.seen_prefixes import SeenPrefixes
 from metadata_center.sharing.lines import MAX_WAITERS
 from metadata_center.types import EndpointKey, Waiter, value
 
@@ -92,6 +94,7 @@ class LeastCompletion(StatefulPolicy):
         "_predictor",
         "_read_s",
         "_running",
+        "_seen",
         "_sent",
         "_sequence_limits",
         "_usage",
@@ -104,6 +107,7 @@ class LeastCompletion(StatefulPolicy):
         self._predictor = Predictor()
         self._learner = Learner(self._predictor)
         self._running = RunningBlocks()
+        self._seen = SeenPrefixes()
         self._counted: dict[int, Run] = {}
         self._early: set[int] = set()
         self._lingering: deque[tuple[float, EndpointKey, Run]] = deque()
@@ -191,7 +195,9 @@ class LeastCompletion(StatefulPolicy):
         if decided.costs is not None:
             work_s = decided.costs.works_s[row]
             more_s = saved_s(decided.costs, row, decided.snapshot.cached_tokens)
-            self._predictor.traffic((MODEL, MODEL)).placed(view.now_s, work_s, more_s)
+            traffic = self._predictor.traffic((MODEL, MODEL))
+            traffic.placed(view.now_s, work_s, more_s)
+            teach_recomputed(traffic, self._seen, view.request.blocks, decided.snapshot, row)
         self._lesson = _Lesson(
             decided.snapshot, row, view.groups[row], view.keys[row], work_s * view.gateways
         )
