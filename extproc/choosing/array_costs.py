@@ -39,19 +39,13 @@ def completion_costs(snapshot: Snapshot, learned: Learned) -> Costs:
     stalled = _stalled(snapshot, pace_s)
     columns = waits, works, rooms, steps
     held_s, sunk = snapshot.held_s, snapshot.sunk_ratios
-    places = _places_s(taken, snapshot.max_num_seqs, learned.place_s)
+    places = places_of(taken, snapshot.max_num_seqs, learned.place_s)
     again = displaced(learned.recomputed_ratio)
-    return _costs(*columns, followers_per_s, price, held_s, turns, stalled, sunk, places, again)
+    return costs_of(*columns, followers_per_s, price, held_s, turns, stalled, sunk, places, again)
 
 
-def places_s(taken: Sequence[float], limits: Sequence[int], worth_s: float) -> Sequence[float]:
-    """`places.places_s`."""
-    found = _places_s(floats_of(taken), limits, worth_s)
-    return () if found is None else given(found)
-
-
-def _places_s(taken: Floats | None, limits: Sequence[int], worth_s: float) -> Floats | None:
-    """None if they cost nothing, or if nobody knows how many there are."""
+def places_of(taken: Floats | None, limits: Sequence[int], worth_s: float) -> Floats | None:
+    """`places.places_s`; None if they cost nothing, or if nobody knows how many there are."""
     if taken is None or worth_s < LEAST_S:
         return None
     chances, counts = taken.copy(), ints_of(limits)
@@ -95,29 +89,7 @@ def _stalled(snapshot: Snapshot, pace_s: float) -> Floats | float:
     return each_s * (weights.one if weights.each is None else weights.each)
 
 
-def cost_columns(
-    waits_s: Sequence[float],
-    works_s: Sequence[float],
-    rooms_s: Sequence[float],
-    steps_s: Sequence[float],
-    followers_per_s: float,
-    pace_price: float,
-    held_s: float,
-    turns_s: Sequence[float] = (),
-    stalled: Sequence[float] = (),
-    sunk_ratios: Sequence[float] = (),
-    places_s: Sequence[float] = (),
-    displaced_s: float = 0.0,
-) -> Costs:
-    """`completion.cost_columns`."""
-    columns = floats_of(waits_s), floats_of(works_s), floats_of(rooms_s), floats_of(steps_s)
-    stalls = floats_of(stalled) if stalled else 0.0
-    places = floats_of(places_s) if places_s else None
-    more = stalls, sunk_ratios, places, displaced_s
-    return _costs(*columns, followers_per_s, pace_price, held_s, turns_s, *more)
-
-
-def _costs(
+def costs_of(
     waits: Floats,
     works: Floats,
     rooms: Floats | None,
@@ -131,6 +103,7 @@ def _costs(
     places: Floats | None,
     displaced_s: float,
 ) -> Costs:
+    """`completion.cost_columns`, of arrays of numpy; None and one number stand for columns of one value."""
     endpoints = len(waits)
     backlogs = waits if rooms is None else waits + rooms
     others = works / (2 * endpoints)

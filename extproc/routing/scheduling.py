@@ -163,6 +163,8 @@ class Scheduler:
                 state.load.prefill_turned(placement.endpoint, now_s)
             if placement.endpoint in found.pool.on_trial:
                 state.health.trial_began(placement.endpoint, found.served_model, now_s)
+        if now.costs is not None:
+            teach_recomputed(found.traffic, state.caches.seen, parsed.blocks, now.snapshot, order[0])
         scheduled = Scheduled(parsed, before, found, now, order, placement, charged, rng.draws, ttft_s)
         tried_once = self._recording.write(scheduled, settings.block_bytes)
         if picked is not None and charged:
@@ -221,8 +223,6 @@ class Scheduler:
         if decided.costs is not None:
             more_s = saved_s(decided.costs, first, decided.snapshot.cached_tokens)
             found.traffic.placed(now_s, decided.costs.works_s[first], more_s)
-            seen = self._state.caches.seen
-            teach_recomputed(found.traffic, seen, parsed.blocks, decided.snapshot, first)
         if rotation is not None:
             rotation.served(decided.snapshot.owed, first)
         return decided

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from extproc.choosing import array_costs, arrays, completion, picker, places, snapshots, weights
 from extproc.choosing import columns as columns_of
+from extproc.choosing.array_types import floats_of
 from extproc.choosing.completion import Costs
 from extproc.choosing.kept_columns import MAX_COLUMNS, KeptColumns
 from extproc.choosing.least_completion import completion_costs
@@ -54,9 +55,13 @@ def test_costs(
     """Each column and the totals; without stalled sequences, crowded prefixes and dear places as well."""
     waits_s, works_s, rooms_s, steps_s, stalled, places_s = columns(data, count, 6)
     sunk = data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
-    of = (waits_s, works_s, rooms_s, steps_s, followers_per_s, price, held_s, ())
-    more = (stalled if is_stalled else (), sunk if is_sunk else (), places_s if is_full else ())
-    few, many = (each.cost_columns(*of, *more, displaced_s) for each in (completion, array_costs))
+    of, paces = (waits_s, works_s, rooms_s, steps_s), (followers_per_s, price, held_s, ())
+    sunk = sunk if is_sunk else []
+    more = stalled if is_stalled else (), sunk, places_s if is_full else (), displaced_s
+    few = completion.cost_columns(*of, *paces, *more)
+    stalls, places = floats_of(stalled) if is_stalled else 0.0, floats_of(places_s) if is_full else None
+    waits, works, rooms, steps = map(floats_of, of)
+    many = array_costs.costs_of(waits, works, rooms, steps, *paces, stalls, sunk, places, displaced_s)
     for name in ("others_s", "stalls_s", "decodes_s", "places_s", "displacements_s", "totals_s"):
         assert list(getattr(many, name)) == list(getattr(few, name))
 
@@ -133,8 +138,9 @@ def test_whole_costs(seed: int) -> None:
 def test_places(limits: list[int]) -> None:
     """Of engines of one kind, and of several, of which one has a limit that nobody knows."""
     taken = [(row % 7) / 6 if limit else 0.0 for row, limit in enumerate(limits)]
-    few, many = places.places_s(taken, limits, 0.7), array_costs.places_s(taken, limits, 0.7)
-    assert [each.hex() for each in many] == [each.hex() for each in few]
+    few, many = places.places_s(taken, limits, 0.7), array_costs.places_of(floats_of(taken), limits, 0.7)
+    assert many is not None
+    assert [each.hex() for each in many.tolist()] == [each.hex() for each in few]
 
 
 @pytest.mark.parametrize("seed", range(50))

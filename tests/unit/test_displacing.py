@@ -100,7 +100,7 @@ def test_copies_count_for_no_more_than_what_was_evicted() -> None:
 
 
 def test_what_was_sent_before_and_is_not_cached_is_computed_once_more() -> None:
-    """First all of it is new; then an eighth is; where it is cached nothing is computed twice."""
+    """First all of it is new; then seven eighths are not, or as far as they are cached where it goes."""
     traffic, seen = Traffic(), SeenPrefixes()
     first, longer = list(range(28)), list(range(32))
     fresh = replace(snapshot(0, 0), prompt_tokens=140_000)
@@ -118,7 +118,7 @@ def test_what_was_sent_before_and_is_not_cached_is_computed_once_more() -> None:
     assert traffic.recomputed_ratio == pytest.approx((140 + 10 + 10 + 150) / 470)
 
 
-def test_prices_are_those_of_the_engines() -> None:
-    """Nothing displaced is nothing charged, whatever prefill costs."""
+def test_nothing_displaced_is_nothing_charged() -> None:
+    """Whatever prefill costs: there is no column then."""
     real = replace(snapshot(0, 0), learned=Learned(TtftModel().prices_s, 0.0, 50.0))
     assert completion_costs(real).displacements_s == ()
