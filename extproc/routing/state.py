@@ -4,7 +4,7 @@
 |---|---|---|
 | `load` | scheduling, status | scheduling charges, `running` releases |
 | `running` | endings, stored responses | scheduling begins, first tokens, endings and leases end |
-| `caches` | scheduling, status | `history`, `running`, other workers and gateways |
+| `caches` | scheduling, status | `history`, `running`, scheduling (`seen`), other workers and gateways |
 | `engines` | scheduling, endings | probes, `running` |
 | `health`, `poison` | scheduling, status | probes, first tokens, the evidence of endings |
 | `predictor` | parsing, scheduling, status | `teaching` |
