@@ -40,7 +40,7 @@ def levels(first: str, level: str, many: str) -> str:
     [("[1]", "[_]"), ("{k: 1}", "{<<: [_]}"), ("{}", "{<<: [_]}"), ("[{k: 1}]", "[{<<: *a0}, _]")],
 )
 def test_anchors_that_multiply_are_refused_also_where_they_are_merged(first: str, level: str) -> None:
-    """A kilobyte of ten billion values: a merge puts each in the place of the one before, which took for ever."""
+    """A kilobyte of ten billion values: a merge puts each in the place of the one before, without end."""
     assert refusal(read_yaml, levels(first, level, ""))[0].endswith(ENDLESS)
 
 
