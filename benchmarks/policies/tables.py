@@ -29,6 +29,7 @@ from benchmarks.policies.figures import (
     Figures,
     Row,
     at_once_names,
+    beside_best,
     best,
     compared_seeds,
     is_compared,
@@ -43,18 +44,9 @@ from benchmarks.policies.figures import (
 )
 from benchmarks.policies.missed import missed
 from benchmarks.policies.one_by_one import one_by_one
+from benchmarks.policies.short import POSITIONS, gateways_and_views, near_the_knee, slower_engines
 from benchmarks.policies.waiting import late_binding
 from tokenway.simulator.engine.profile import PROFILES
-
-POSITIONS: Final = ("below the knee", "at the knee", "past the knee")
-"""Of the three speeds of a workload."""
-
-SLOWER: Final = 1.2
-"""How many times as long an engine's steps may take as its model says (docs/validation.md)."""
-
-_LEAST_SLOWER: Final = 1.1
-
-_MOST_SLOWER: Final = 1.3
 
 _EVERYBODY: Final = (
     *JUDGED,
@@ -90,8 +82,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     parts += missed(compared)
     for column in JUDGED:
         parts += by_column(compared, column)
-    parts += near_the_knee(compared)
-    parts += slower_engines(compared)
+    parts += [*near_the_knee(compared), *slower_engines(compared)]
     parts += limit_said(compared)
     parts += [*holding(rows), *knowing(rows), *gateways(rows)]
     extra = {workload.name for workload in EXTRA}
@@ -102,7 +93,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     for workload in EXTRA:
         parts += everybody(rows, workload)
     parts += shipped(rows)
-    parts += beside(rows)
+    parts += [*gateways_and_views(rows), *beside(rows)]
     parts += ["## Command lines", "```sh\n" + "\n".join(" ".join(cell.argv) for cell in lines) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -210,65 +201,13 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
                 continue
             line = [workload.title, f"×{speed:g}", shown(top[1], column), f"`{top[0]}`"]
             of_speed = [found.get((speed, policy), {}) for policy in (*OWN, *ORACLE)]
-            line += [_beside(figures.get(column.field), top[1], column) for figures in of_speed]
+            line += [beside_best(figures.get(column.field), top[1], column) for figures in of_speed]
             lines.append([*line, ", ".join(str(seed) for seed in sorted(seeds))])
     names = [f"`{policy}`" for policy in (*OWN, *ORACLE)]
     return [
         f"## {column.title}",
         table(["workload", "speed", "best rival", "which", *names, "seeds"], lines),
     ]
-
-
-def near_the_knee(rows: Sequence[Row]) -> list[str]:
-    """TTFT p90 of every workload at its knee and past it, the least favourable of the held rule first."""
-    lines = []
-    for workload in WORKLOADS:
-        for speed, position in zip(workload.speeds[1:], POSITIONS[1:], strict=True):
-            if (found := _p90(rows, workload, speed)) is None:
-                continue
-            (rival, best_s), own = found
-            line = [workload.title, position, f"{shown(best_s, P90)} `{rival}`"]
-            line += [_beside(own[policy], best_s, P90) for policy in OWN]
-            lines.append(((own[OWN[-1]] or 0.0) / best_s, line))
-    lines.sort(key=lambda ranked: -ranked[0])
-    titles = [P90.title, "rate", "best rival", *(f"`{policy}`" for policy in OWN)]
-    return ["## At the knee and past it", table(titles, [line for _, line in lines])]
-
-
-def slower_engines(rows: Sequence[Row]) -> list[str]:
-    """Where workloads stand if engines are slower than their model: at a higher speed, if one is near it."""
-    lines = []
-    for workload in WORKLOADS:
-        for speed in workload.speeds:
-            near = min(workload.speeds, key=lambda other: abs(other / speed - SLOWER))
-            here, there = _p90(rows, workload, speed), _p90(rows, workload, near)
-            if here is None or there is None or not _LEAST_SLOWER < near / speed < _MOST_SLOWER:
-                continue
-            ratio, ratio_there = ((own[OWN[-1]] or 0.0) / best_s for (_, best_s), own in (here, there))
-            line = [workload.title, f"×{speed:g}", f"{ratio:.2f}", f"{near / speed:.2f}"]
-            lines.append([*line, f"×{near:g}", f"{ratio_there:.2f}"])
-    return [
-        "## If engines are slower",
-        f"TTFT p90 of `{OWN[-1]}` over that of the best rival that decides at once: at a speed, and where"
-        " engines stand at the same rate whose steps all take so many times as long: at a higher speed, that"
-        f" nearest to {SLOWER:g} times, if one is near.",
-        table(["workload", "speed", "ratio", "times as long", "as at", "ratio there"], lines),
-    ]
-
-
-def _p90(rows: Sequence[Row], workload: Workload, speed: float) -> tuple[tuple[str, float], Figures] | None:
-    """The best rival that decides at once and its TTFT p90, and own ones by policy; None if none ran."""
-    ran = of_workload(rows, workload)
-    found = means(ran, compared_seeds(ran))
-    top = best(rivals_at(found, speed, at_once_names(ran)), P90)
-    own = {policy: found.get((speed, policy), {}).get(P90.field) for policy in OWN}
-    return None if top is None or own[OWN[-1]] is None else (top, own)
-
-
-def _beside(value: float | None, best_value: float, column: Column) -> str:
-    """A figure, and in brackets its ratio to the best rival's."""
-    ratio = column.ratio(value, best_value)
-    return shown(value, column) + ("" if ratio is None else f" ({ratio:.2f})")
 
 
 def reuse(rows: Sequence[Row]) -> list[str]:

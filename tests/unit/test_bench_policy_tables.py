@@ -34,7 +34,8 @@ from benchmarks.policies.missed import missed
 from benchmarks.policies.one_by_one import one_by_one
 from benchmarks.policies.questions import AT_KNEE, CHANCE, IN_QUESTION, SEEDS, every_cell, near_name
 from benchmarks.policies.rendering import KEPT_FILE, TABLES, page
-from benchmarks.policies.tables import document, limit_said, near_the_knee, reuse, slower_engines, worst
+from benchmarks.policies.short import gateways_and_views, near_the_knee, slower_engines
+from benchmarks.policies.tables import document, limit_said, reuse, worst
 from benchmarks.policies.waiting import late_binding
 
 
@@ -348,6 +349,17 @@ def test_the_knee_is_shown_worst_first_and_where_slower_engines_stand() -> None:
     slower = slower_engines(rows)[-1]
     least, most = first.speeds[0], first.speeds[2]
     assert f"| {first.title} | ×{least:g} | 0.50 | {most / least:.2f} | ×{most:g} | 1.50 |" in slower
+
+
+def test_gateways_and_views_have_a_line_each() -> None:
+    """A column per policy and speed; what did not run is a dash, other questions are not shown."""
+    made = row("lmetric", 3, 2.0, 9.0, CellKind.WHOLE)
+    groups = (("gateways-2", "lmetric"), ("view-events", "least_completion"), ("one-more-engine", "lmetric"))
+    rows = [replace(made, policy=policy, cell=replace(made.cell, group=group)) for group, policy in groups]
+    lines = gateways_and_views(rows)[-1].splitlines()
+    assert lines[0].endswith("| `lmetric` ×2.75 | `least_completion` ×2.75 |")
+    assert lines[2:] == ["| gateways-2 | 2 | – |", "| view-events | – | 2 |"]
+    assert gateways_and_views(rows[2:]) == []
 
 
 def test_kept_figures_are_read_back_with_their_age() -> None:
