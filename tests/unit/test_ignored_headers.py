@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from prometheus_client import CollectorRegistry
@@ -42,7 +40,7 @@ class Reports:
 
 
 @pytest.fixture
-def reports() -> Iterator[Reports]:
+def reports() -> Reports:
     """None was reported."""
     return Reports()
 
