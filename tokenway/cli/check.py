@@ -142,7 +142,7 @@ def _unusable_of_store(url: str | None) -> list[str]:
     options = {"cert_file": "certfile", "key_file": "keyfile"}
     return [
         f"metadata_center.url: {options.get(problem.key, problem.key)}={problem.text}; {_TO_READ}"
-        for problem in find_problems([("ca_certs", authority)], certificate, key)
+        for problem in find_problems([("ca_certs", authority)], certificate, key or certificate)
     ]
 
 
