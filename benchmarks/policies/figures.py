@@ -208,6 +208,12 @@ def shown(value: float | None, column: Column) -> str:
     return "–" if value is None else f"{value * column.scale:.3g}"
 
 
+def beside_best(value: float | None, best_value: float, column: Column) -> str:
+    """A figure as tables have it, and in brackets its ratio to the best rival's."""
+    ratio = column.ratio(value, best_value)
+    return shown(value, column) + ("" if ratio is None else f" ({ratio:.2f})")
+
+
 def is_compared(cell: Cell) -> bool:
     """True for cells of the comparison itself, false for questions beside it."""
     beside = cell.kind is CellKind.WHOLE or cell.group.startswith(("shipped", "held", "known-"))

@@ -29,6 +29,7 @@ from benchmarks.policies.figures import (
     Figures,
     Row,
     at_once_names,
+    beside_best,
     best,
     compared_seeds,
     is_compared,
@@ -43,11 +44,9 @@ from benchmarks.policies.figures import (
 )
 from benchmarks.policies.missed import missed
 from benchmarks.policies.one_by_one import one_by_one
+from benchmarks.policies.short import POSITIONS, gateways_and_views, near_the_knee, slower_engines
 from benchmarks.policies.waiting import late_binding
 from tokenway.simulator.engine.profile import PROFILES
-
-POSITIONS: Final = ("below the knee", "at the knee", "past the knee")
-"""Of the three speeds of a workload."""
 
 _EVERYBODY: Final = (
     *JUDGED,
@@ -83,6 +82,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     parts += missed(compared)
     for column in JUDGED:
         parts += by_column(compared, column)
+    parts += [*near_the_knee(compared), *slower_engines(compared)]
     parts += limit_said(compared)
     parts += [*holding(rows), *knowing(rows), *gateways(rows)]
     extra = {workload.name for workload in EXTRA}
@@ -93,7 +93,7 @@ def document(rows: Sequence[Row], lines: Sequence[Cell], stale: Collection[str] 
     for workload in EXTRA:
         parts += everybody(rows, workload)
     parts += shipped(rows)
-    parts += beside(rows)
+    parts += [*gateways_and_views(rows), *beside(rows)]
     parts += ["## Command lines", "```sh\n" + "\n".join(" ".join(cell.argv) for cell in lines) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -200,10 +200,8 @@ def by_column(rows: Sequence[Row], column: Column) -> list[str]:
             if top is None:
                 continue
             line = [workload.title, f"×{speed:g}", shown(top[1], column), f"`{top[0]}`"]
-            for policy in (*OWN, *ORACLE):
-                value = found.get((speed, policy), {}).get(column.field)
-                ratio = column.ratio(value, top[1])
-                line.append(shown(value, column) + ("" if ratio is None else f" ({ratio:.2f})"))
+            of_speed = [found.get((speed, policy), {}) for policy in (*OWN, *ORACLE)]
+            line += [beside_best(figures.get(column.field), top[1], column) for figures in of_speed]
             lines.append([*line, ", ".join(str(seed) for seed in sorted(seeds))])
     names = [f"`{policy}`" for policy in (*OWN, *ORACLE)]
     return [
