@@ -14,10 +14,10 @@ answers at once, and a closed- or open-loop client on loopback:
     grpcio        the same with `server.transport: grpcio`
 
 CPU is what the scheduler says of the Python process, over a phase, divided by its requests; access logs
-are included. Latencies are medians and 99th percentiles at the client, of each round and of those the median,
-minus those of `alone`; rounds of the set-ups alternate, so that what else the machine does falls on all of
-them alike; with `--real-time` nothing else has a processor meanwhile. What is left out: TLS, HTTP/2 clients,
-more than one Envoy thread.
+are included. Latencies are medians and 99th percentiles at the client, each round's minus that of `alone` in
+the same round, and of those the median; rounds of the set-ups alternate, so that what else the machine does
+falls on all of them alike; with `--real-time` nothing else has a processor meanwhile. What is left out: TLS,
+HTTP/2 clients, more than one Envoy thread.
 
 The last line is a JSON object.
 """
@@ -27,8 +27,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -39,7 +37,7 @@ from typing import Any
 from benchmarks import processes
 from benchmarks.decision import decisions
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, requests, run, typical
+from benchmarks.traffic import closed_loop, open_loop, over_rounds, requests, run
 from extproc.values.balancing import Algorithm
 from testbed.processes import free_port
 
@@ -94,12 +92,7 @@ async def measure(seconds: float, rounds: int, rates_per_s: Sequence[float], wor
             figures |= await _idle(root, engines[0])
     algorithm = Algorithm.LEAST_COMPLETION
     figures["decision_us"] = {str(n): round(decisions(n, algorithm), 1) for n in (10, 100, 1000)}
-    figures["machine"] = {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    figures["machine"] = processes.machine()
     return figures
 
 
@@ -187,9 +180,8 @@ async def _latency(
             for target in (alone, *others):
                 latencies_ms.setdefault(target.name, []).append(await load(target))
         for q, name in ((0.5, "p50"), (0.99, "p99")):
-            base_ms = typical(latencies_ms["alone"], q)
             for target in others:
-                added_ms = typical(latencies_ms[target.name], q) - base_ms
+                added_ms = over_rounds(latencies_ms[target.name], q, latencies_ms["alone"]).median
                 figures[f"{_PREFIXES.get(target.name, '')}added_{name}_ms_{label}"] = round(added_ms, 3)
     return figures
 

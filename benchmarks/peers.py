@@ -7,8 +7,9 @@ each round, so that what else the machine does falls on all alike; each round be
 
 CPU is time on a processor of all processes in the path and their children (`/proc/<pid>/schedstat`), over a
 phase, divided by its requests; figures are medians over rounds. In brackets: Tokenway's over it, median of
-the rounds' ratios, which is what a busy machine moves least. Latency is what is added to the engine's own,
-asked directly, at a steady rate. Memory is what is resident at the end.
+the rounds' ratios, which is what a busy machine moves least. Latency is what is added at a steady rate: each
+round's quantile less that of the engine, asked directly in the same round; the median over rounds, in
+brackets the least and the most. Memory is what is resident at the end.
 
 What is not alike: Envoy has one thread and Tokenway one worker here, the others as many threads as there are
 processors. Tokenway reads each answer's usage and end, which the others do not. All prompts come again and
@@ -35,9 +36,8 @@ from typing import Any, Final
 
 from benchmarks import peer_environment, processes
 from benchmarks.peer_routers import Router, add_only, chosen
-from benchmarks.real_path import machine
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import Target, closed_loop, open_loop, quantile, requests, run
+from benchmarks.traffic import Target, closed_loop, open_loop, over_rounds, requests, run
 from testbed.processes import free_port
 
 OURS: Final = "tokenway"
@@ -175,10 +175,9 @@ def table(rounds: Mapping[str, Sequence[Measured]], sent: Sequence[Phase]) -> st
     names = [phase.name for phase in sent]
     head = (
         f"| CPU µs per request (ours over it) | {' | '.join(names)} | requests/s, {MANY} at once "
-        f"| added at {PACED_PER_S:.0f}/s: p50, p99 ms | MiB |"
+        f"| added at {PACED_PER_S:.0f}/s: p50, p99 ms (least..most) | MiB |"
     )
     lines = [head, "|---" * (len(names) + 4) + "|"]
-    direct_ms = _latencies(rounds[DIRECT])
     for name, measured in rounds.items():
         if name == DIRECT:
             continue
@@ -187,11 +186,9 @@ def table(rounds: Mapping[str, Sequence[Measured]], sent: Sequence[Phase]) -> st
             f" ({_ratio(rounds[OURS], measured, phase):.2f})"
             for phase in names
         ]
-        latencies_ms = _latencies(measured)
-        added = [quantile(latencies_ms, q) - quantile(direct_ms, q) for q in (0.5, 0.99)]
         cells += [
             f"{statistics.median(each.requests_per_s[names[-1]] for each in measured):,.0f}",
-            f"{added[0]:.2f}, {added[1]:.2f}",
+            ", ".join(_added(measured, rounds[DIRECT], q) for q in (0.5, 0.99)),
             f"{measured[-1].rss_mib:.0f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -206,8 +203,10 @@ def _ratio(ours: Sequence[Measured], theirs: Sequence[Measured], phase: str) -> 
     return statistics.median(our.cpu_us[phase] / their.cpu_us[phase] for our, their in pairs)
 
 
-def _latencies(rounds: Sequence[Measured]) -> list[float]:
-    return [latency for each in rounds for latency in each.latencies_ms]
+def _added(measured: Sequence[Measured], direct: Sequence[Measured], q: float) -> str:
+    found_ms, base_ms = ([each.latencies_ms for each in rounds] for rounds in (measured, direct))
+    added_ms = over_rounds(found_ms, q, base_ms)
+    return f"{added_ms.median:.2f} ({added_ms.least:.2f}..{added_ms.most:.2f})"
 
 
 async def compare(routers: Sequence[Router], seconds: float, rounds: int) -> dict[str, Any]:
@@ -241,7 +240,7 @@ async def compare(routers: Sequence[Router], seconds: float, rounds: int) -> dic
             print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
     print(f"\n{table(found, sent)}\n", flush=True)
     return {
-        "machine": machine(),
+        "machine": processes.machine(),
         "load_before": round(load_before, 2),
         "rounds": rounds,
         "seconds": seconds,

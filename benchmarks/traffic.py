@@ -16,7 +16,7 @@ import selectors
 import statistics
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -140,14 +140,16 @@ class Engine(asyncio.Protocol):
 
 
 class ApartEngine(Engine):
-    """Streams token by token, `APART_S` apart, so that each comes in a packet of its own."""
+    """Streams token by token, `apart_s` apart, so that each comes in a packet of its own."""
+
+    apart_s = APART_S
 
     def _stream(self, left: int) -> None:
         if self._transport.is_closing():
             return
         if left:
             self._transport.write(TOKEN)
-            asyncio.get_running_loop().call_later(APART_S, self._stream, left - 1)
+            asyncio.get_running_loop().call_later(self.apart_s, self._stream, left - 1)
         else:
             self._transport.write(STREAM_END)
 
@@ -330,8 +332,24 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
-def typical(rounds: Sequence[list[float]], q: float) -> float:
-    """The median over rounds of a quantile of each.
+@dataclass(frozen=True, slots=True)
+class OverRounds:
+    """A figure that each round has for itself: the median, the least and the most of them."""
+
+    median: float
+    least: float
+    most: float
+
+    @property
+    def rounded(self) -> dict[str, float]:
+        """All three to a thousandth, by name."""
+        return {name: round(figure, 3) for name, figure in asdict(self).items()}
+
+
+def over_rounds(
+    rounds: Sequence[list[float]], q: float, base: Sequence[list[float]] | None = None
+) -> OverRounds:
+    """A quantile of each round, less that of `base` in the same round.
 
     A pause of the machine of 20 ms is more than a hundredth of a round of 2 s at any rate, so that the 99th
     percentile of all together is that of the worst round.
@@ -339,11 +357,15 @@ def typical(rounds: Sequence[list[float]], q: float) -> float:
     Args:
         rounds: At least one, each with at least one value.
         q: 0..1.
+        base: What is taken off, as many rounds; nothing if left out.
 
     Raises:
-        IndexError, statistics.StatisticsError: There are none.
+        IndexError, ValueError: There are no values, or not as many rounds of both.
     """
-    return statistics.median(quantile(values, q) for values in rounds)
+    figures = [quantile(values, q) for values in rounds]
+    if base is not None:
+        figures = [figure - quantile(values, q) for figure, values in zip(figures, base, strict=True)]
+    return OverRounds(statistics.median(figures), min(figures), max(figures))
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ FOLDER is a checkout of the version to compare with (`git worktree add FOLDER CO
 Python, so its dependencies have to be these. Own work is what `benchmarks.own_work` of either checkout
 prints, the least of its rounds. The whole is each version behind an Envoy of its own, and Envoy alone and a
 bare servicer beside them; CPU is what the scheduler says of all threads, over a phase, divided by its
-requests, the median of the rounds. Of quantiles of latency it is the median too, with the worst round's p99
-beside it. Each round goes through all set-ups, so that what else the machine does falls on all alike: ratios
-hold on a busy machine, microseconds do not; with `--real-time` nothing else has a processor meanwhile. The
-last line is a JSON object.
+requests, the median of the rounds. Of quantiles of latency, and of what they are above those of Envoy alone
+in the same round, it is the median too, with the least and the most of a round beside it. Each round goes
+through all set-ups, so that what else the machine does falls on all alike: ratios hold on a busy machine,
+microseconds do not; with `--real-time` nothing else has a processor meanwhile. The last line is a JSON
+object.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from benchmarks import processes
 from benchmarks.setups import Setup, python_module, setup
-from benchmarks.traffic import closed_loop, open_loop, quantile, requests, run, typical
+from benchmarks.traffic import closed_loop, open_loop, over_rounds, requests, run
 from testbed.processes import free_port
 
 PROMPTS_BYTES: Final = {"4kb": 4_096, "220kb": 220_000, "800kb": 800_000, "3400kb": 3_400_000}
@@ -36,6 +36,7 @@ PROMPTS_BYTES: Final = {"4kb": 4_096, "220kb": 220_000, "800kb": 800_000, "3400k
 
 CONCURRENCY: Final = 4
 SATURATED: Final = 32
+QUANTILES: Final = {"p50": 0.5, "p99": 0.99}
 WARM_UP_S: Final = 0.5
 LAST_LOGS_S: Final = 0.1
 
@@ -110,10 +111,29 @@ async def whole(before: Path, seconds: float, rounds: int, rates_per_s: Sequence
                     print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
                 memory = {target.name: round(target.rss_mib(), 1) for target in (old, new)}
     figures: dict[str, Any] = {name: round(statistics.median(values), 1) for name, values in samples.items()}
-    for name, values in latencies_ms.items():
-        figures[name] = {f"p{q * 100:g}": round(typical(values, q), 3) for q in (0.5, 0.99)}
-        figures[name]["worst p99"] = round(max(quantile(each, 0.99) for each in values), 3)
-    return figures | {"rss_mib": memory}
+    return figures | quantiles(latencies_ms, alone.name) | {"rss_mib": memory}
+
+
+def quantiles(latencies_ms: Rounds, base: str) -> dict[str, Any]:
+    """Medians and 99th percentiles in ms over rounds, and what they are above those of `base`.
+
+    Args:
+        latencies_ms: By set-up and load, `SETUP: LOAD`; each load of `base` among them.
+        base: A set-up.
+
+    Raises:
+        KeyError: `base` has not all loads.
+    """
+    found: dict[str, Any] = {}
+    for name, rounds in latencies_ms.items():
+        setup_name, load = name.split(": ", 1)
+        found[name] = {label: over_rounds(rounds, q).rounded for label, q in QUANTILES.items()}
+        if setup_name != base:
+            of_base = latencies_ms[f"{base}: {load}"]
+            found[name] |= {
+                f"added {label}": over_rounds(rounds, q, of_base).rounded for label, q in QUANTILES.items()
+            }
+    return found
 
 
 async def _cpu(targets: Sequence[Setup], seconds: float, samples: Samples) -> None:
@@ -171,11 +191,7 @@ def main() -> None:
         figures |= run(whole(before, options.seconds, options.rounds, options.rates))
     for name, found in sorted(figures.items()):
         print(f"{name}: {found}")
-    figures["machine"] = {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    figures["machine"] = processes.machine()
     print(json.dumps(figures))
 
 

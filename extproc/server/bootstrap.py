@@ -175,6 +175,9 @@ def _set_bounds(document: dict[str, Any], manager: dict[str, Any], edge: Edge) -
     heap, connections = document["overload_manager"]["resource_monitors"]
     heap["typed_config"]["max_heap_size_bytes"] = edge.max_heap_bytes
     connections["typed_config"]["max_active_downstream_connections"] = edge.max_connections
+    _scaled_idle_timeout(document)["min_timeout"] = _duration(
+        min(edge.headers_timeout_s, edge.idle_timeout_s)
+    )
     document["admin"]["allow_paths"] += [{"prefix": path} for path in edge.admin_paths]
     manager["request_headers_timeout"] = _duration(edge.headers_timeout_s)
     manager["request_timeout"] = _duration(edge.upload_timeout_s)
@@ -185,6 +188,18 @@ def _set_bounds(document: dict[str, Any], manager: dict[str, Any], edge: Edge) -
     manager["xff_num_trusted_hops"] = edge.trusted_hops
     if edge.keep_request_id:
         manager["preserve_external_request_id"] = True
+
+
+def _scaled_idle_timeout(document: dict[str, Any]) -> dict[str, Any]:
+    """What an idle connection still has when nearly all connections are taken."""
+    (action,) = [
+        each
+        for each in document["overload_manager"]["actions"]
+        if each["name"] == "envoy.overload_actions.reduce_timeouts"
+    ]
+    (scaled,) = action["typed_config"]["timer_scale_factors"]
+    factor: dict[str, Any] = scaled
+    return factor
 
 
 def _add_tls(listener: dict[str, Any], edge: Edge) -> None:

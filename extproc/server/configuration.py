@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extproc.config.document import read_yaml
 from extproc.config.engine_files import EngineFiles
 from extproc.config.loading import NO_SETTINGS, Settings, read_all, read_file
+from extproc.config.notation import read_yaml
 from extproc.config.reload import FileWatcher, Look, look
 from extproc.config.schema import Config
 from extproc.discovery.following import (

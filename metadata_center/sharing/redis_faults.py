@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from typing import Final
+
+from metadata_center.sharing.redis_url import RedisUrl
 
 _MAX_CHARS: Final = 400
 
@@ -16,6 +19,8 @@ _SENTINELS_LOGIN: Final = (
 )
 _MOVES: Final = "the cluster moves the slot: sharing goes on when it is done"
 _RIGHTS: Final = "the rights that docs/metadata-center.md lists, for metadata_center.username"
+_PAIR: Final = "certfile and keyfile in metadata_center.url"
+_UNTRUSTED: Final = f"the server wants a client certificate that it trusts: {_PAIR}"
 
 _HINTS: Final = (
     ("unauthenticated", f"the server wants a login: {_LOGIN}"),
@@ -52,25 +57,73 @@ _HINTS: Final = (
         "the server's certificate is checked against ca_certs in metadata_center.url",
     ),
     ("WRONG_VERSION_NUMBER", "the server speaks no TLS there: metadata_center.url with redis, not rediss"),
+    ("ALERT_CERTIFICATE_REQUIRED", f"the server wants a client certificate: {_PAIR}"),
+    ("ALERT_CERTIFICATE_EXPIRED", f"the server says that the client certificate is out of date: {_PAIR}"),
+    ("ALERT_UNKNOWN_CA", _UNTRUSTED),
+    ("ALERT_BAD_CERTIFICATE", _UNTRUSTED),
+    ("ALERT_CERTIFICATE_", _UNTRUSTED),
+    ("ALERT_UNSUPPORTED_CERTIFICATE", _UNTRUSTED),
+    ("ALERT_ACCESS_DENIED", _UNTRUSTED),
+    (
+        "ALERT_HANDSHAKE_FAILURE",
+        f"the server wants a client certificate ({_PAIR}), or none of the ciphers that are known here",
+    ),
+    ("ALERT_PROTOCOL_VERSION", "the server speaks no TLS 1.2 or newer"),
+    ("UNSUPPORTED_PROTOCOL", "the server speaks no TLS 1.2 or newer"),
+    ("KEY_VALUES_MISMATCH", f"the key is another certificate's: {_PAIR}"),
+    ("PEM lib", f"no certificate and its key, in PEM, without a passphrase: {_PAIR}"),
+    ("NO_CERTIFICATE_OR_CRL_FOUND", "ca_certs in metadata_center.url has no certificate, in PEM"),
     ("No such file", "ca_certs, certfile and keyfile in metadata_center.url are paths here"),
     ("max number of clients", "raise the server's maxclients"),
 )
 """A part of the text, and what is said beside it; the first that is found."""
 
+_CLOSED: Final = ("Connection closed", "reset by peer", "Broken pipe", "EOF occurred")
+"""What libraries say of a peer that goes without a word."""
 
-def explained(fault: Exception, secrets: Sequence[str], *, by_sentinel: bool = False) -> str:
+NO_TLS_THERE: Final = (
+    "a server that speaks no TLS gives no answer either: metadata_center.url with redis, not rediss"
+)
+"""Of a TLS handshake that takes too long."""
+
+
+def explained(
+    fault: Exception, secrets: Sequence[str], *, by_sentinel: bool = False, unanswered: RedisUrl | None = None
+) -> str:
     """One line about a fault: its kind, its words, what to do; none of `secrets`, and of bounded length.
 
     Args:
         fault: What was raised.
         secrets: What no text may have.
         by_sentinel: A sentinel said it, which has a login of its own.
+        unanswered: What was connected to, if nothing was heard over the connection yet.
     """
     text = f"{type(fault).__name__}: {fault}"
     for secret in secrets:
         text = text.replace(secret, "***")
     text = text[:_MAX_CHARS]
     hint = next((hint for part, hint in _HINTS if part in text), "")
+    if not hint and unanswered is not None:
+        hint = _hint_of_silence(fault, text, has_tls=unanswered.tls is not None)
     if by_sentinel:
         hint = hint.replace(_LOGIN, _SENTINELS_LOGIN).replace("the server", "the sentinel")
     return f"{text} ({hint})" if hint else text
+
+
+def _hint_of_silence(fault: Exception, text: str, *, has_tls: bool) -> str:
+    """What may be the matter with a peer that accepts a connection and answers nothing on it."""
+    cause = fault.__context__
+    if has_tls and "Timeout connecting" in text:
+        return NO_TLS_THERE
+    is_cut = isinstance(cause, ConnectionAbortedError | ConnectionResetError | ssl.SSLEOFError)
+    if not is_cut and not any(part in text for part in _CLOSED):
+        return ""
+    if has_tls:
+        return (
+            f"the server closed before it answered: it may want another client certificate, or one ({_PAIR}),"
+            " or be a relay whose server is gone"
+        )
+    return (
+        "the server closed before it answered: it may speak TLS there (metadata_center.url with rediss),"
+        " or be a relay whose server is gone"
+    )

@@ -56,7 +56,7 @@ from metadata_center.sharing.messages import (
     encode,
 )
 from metadata_center.sharing.peers import MAX_MEMBERS, share
-from metadata_center.sharing.redis_faults import explained
+from metadata_center.sharing.redis_faults import NO_TLS_THERE, explained
 from metadata_center.sharing.redis_url import RedisUrl, UrlError
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
@@ -162,7 +162,7 @@ class RedisTransport:
                     await connection.read_response(timeout=inf)
             except (RedisError, OSError) as exc:
                 self._turn_to_next()
-                raise self._error(exc) from exc
+                raise self._error(exc, is_new=True) from exc
             except asyncio.CancelledError:
                 self._turn_to_next()
                 raise
@@ -217,6 +217,7 @@ class RedisTransport:
     async def _exchange(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._turn:
             for _ in range(_MAX_MOVES):
+                is_new = self._connection is None
                 try:
                     if self._connection is None:
                         self._connection = await self._connect()
@@ -233,7 +234,7 @@ class RedisTransport:
                     is_apart = isinstance(exc, ClusterDownError)  # others may be in the larger part
                     if is_demoted or is_apart or connection is None or not connection.is_connected:
                         await self._leave()
-                    raise self._error(exc) from exc
+                    raise self._error(exc, is_new=is_new) from exc
                 except (TransportError, asyncio.CancelledError):
                     await self._leave()  # an answer that is still to come would be taken for the next one's
                     raise
@@ -284,7 +285,7 @@ class RedisTransport:
                 finally:
                     await sentinel.disconnect(nowait=True)
             except (RedisError, OSError) as exc:
-                raise TransportError(explained(exc, self._secrets, by_sentinel=True)) from exc
+                raise TransportError(explained(exc, self._secrets, by_sentinel=True, unanswered=url)) from exc
             if not answer:
                 raise TransportError(
                     "a sentinel does not know the master that the path of metadata_center.url names"
@@ -317,6 +318,8 @@ class RedisTransport:
                 # Python 3.13's default asks more of an authority than OpenSSL does, and than older Pythons: a
                 # private one whose certificate says no key usage would not do.
                 tls["ssl_exclude_verify_flags"] = [ssl.VERIFY_X509_STRICT]
+            if tls["ssl_certfile"] is not None:
+                tls["ssl_password"] = ""  # else OpenSSL asks the terminal for that of a key, and all wait
         connection = make(
             host=host,
             port=port,
@@ -336,13 +339,15 @@ class RedisTransport:
             # From here on callers bound each call. With a time-out of its own redis-py waits by
             # `asyncio.wait_for`, which on Python 3.11 loses a cancellation that meets the end of a send.
             connection.socket_timeout = None
-        except BaseException:
+        except BaseException as exc:
+            if self._url.tls is not None and isinstance(exc, asyncio.CancelledError):
+                exc.add_note(NO_TLS_THERE)  # for the time-out that it becomes
             await connection.disconnect(nowait=True)
             raise
         return connection
 
-    def _error(self, exc: Exception) -> TransportError:
-        return TransportError(explained(exc, self._secrets))
+    def _error(self, exc: Exception, *, is_new: bool = False) -> TransportError:
+        return TransportError(explained(exc, self._secrets, unanswered=self._url if is_new else None))
 
 
 class _Script:

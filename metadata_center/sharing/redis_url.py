@@ -140,6 +140,8 @@ def _tls(options: Mapping[str, str], *, secured: bool) -> dict[str, Any] | None:
         if any(name in options for name in _TLS_OPTIONS):
             raise UrlError("options of TLS go with rediss")
         return None
+    if "keyfile" in options and "certfile" not in options:
+        raise UrlError("keyfile goes with certfile, the certificate whose key it is")
     check_hostname = options.get("check_hostname", "true")
     if check_hostname not in ("true", "false"):
         raise UrlError("check_hostname is true or false")

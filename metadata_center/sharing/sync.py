@@ -329,5 +329,6 @@ def _reason(group: BaseExceptionGroup[BaseException]) -> str:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     if isinstance(first, TimeoutError) and not str(first):
-        return "no answer within metadata_center.timeout_s"
+        hints = getattr(first.__cause__, "__notes__", ())
+        return " ".join(["no answer within metadata_center.timeout_s", *(f"({hint})" for hint in hints)])
     return str(first) or type(first).__name__

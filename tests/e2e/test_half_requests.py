@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -111,6 +111,91 @@ async def test_clients_that_stop_leave_their_places_to_others(
             writer.close()
 
 
+ASKED = b"GET /none HTTP/1.1\r\nhost: a\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
+
+
+@asynccontextmanager
+async def _idlers(port: int, said: bytes, more: bytes, count: int) -> AsyncIterator[None]:
+    """Clients that stay: each has said something whole and was answered, and says more that is no request."""
+
+    async def idle() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            with suppress(ConnectionError):
+                writer.write(said)
+                await reader.read(65_536)
+                answered.release()
+                while True:
+                    writer.write(more)
+                    await writer.drain()
+                    await asyncio.sleep(0.2)
+        finally:
+            writer.close()
+
+    answered = asyncio.Semaphore(0)
+    idlers = [asyncio.create_task(idle()) for _ in range(count)]
+    try:
+        async with asyncio.timeout(ENDS_S):
+            for _ in range(count):
+                await answered.acquire()
+        yield
+    finally:
+        for each in idlers:
+            each.cancel()
+        await asyncio.gather(*idlers, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [(ASKED, b""), (PREFACE + NO_SETTINGS, b""), (PREFACE + NO_SETTINGS, PING)],
+    ids=["http1", "http2", "pings"],
+)
+async def test_idle_clients_leave_their_places_to_others(
+    stack: Stack, engine: Recorder, said: bytes, more: bytes
+) -> None:
+    """All connections but one are idle, and might be for minutes: they end soon, what runs does not."""
+    engine.reset()
+    asked, seen = asyncio.Event(), asyncio.Event()
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await seen.wait()
+        return await answer_chat(request)
+
+    engine.behaviour = late
+    running = asyncio.create_task(post(stack, chat("m", "hi")))
+    await asked.wait()
+    engine.behaviour = answer_chat
+    async with _idlers(stack.port, said, more, PLACES - 1):
+
+        async def status() -> int:
+            try:
+                return (await post(stack, chat("m", "hi"))).status
+            except aiohttp.ClientError:
+                return 0
+
+        try:
+            await eventually(status, lambda code: code == 200, ENDS_S)
+        finally:
+            seen.set()
+        assert (await running).status == 200
+
+
+async def test_few_idle_clients_stay(stack: Stack) -> None:
+    """Where there is room nobody is hurried."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+    try:
+        for pause_s in (EDGE["headers_timeout_s"] * 3, 0):
+            writer.write(ASKED)
+            assert (await reader.read(65_536)).startswith(b"HTTP/1.1 404")
+            await asyncio.sleep(pause_s)
+    finally:
+        writer.close()
+
+
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])
 async def test_an_upload_that_stops_ends(stack: Stack, engine: Recorder, path: bytes) -> None:
     """In the words of a request that did not arrive in time, long before an upload as a whole is too slow."""
@@ -186,7 +271,7 @@ class _Endless:
         """Until Envoy ends the connection."""
         fields = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/none"), (b":authority", b"a"))
         opening = _frame(SETTINGS, 0, 0) + _frame(HEADERS, 4, 1, b"".join(_field(*each) for each in fields))
-        self._writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + opening)
+        self._writer.write(PREFACE + opening)
         sending = asyncio.create_task(self._send())
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -31,7 +30,6 @@ from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import UrlError, parse_url
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
-from testbed.certificates import issued
 from testbed.redis_server import RedisServer, free_port, running
 from tests.contract.stores import until
 
@@ -474,51 +472,6 @@ async def test_the_documented_rights_suffice_and_passwords_stay_secret(server: R
                 await transport.snapshot()
             assert password not in str(error.value)
     server.command("ACL", "DELUSER", "gw", "weak")
-
-
-async def test_tls(server: RedisServer, tmp_path: Path) -> None:
-    """A server whose certificate is signed by the authority given is trusted; without it, it is not.
-
-    The authority's certificate says no key usage, which Python 3.13 by default, alone, wants of it.
-    """
-    server.command("FLUSHALL")
-    issued(tmp_path, "ca")
-    issued(tmp_path, "server", "ca")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    pumps: set[asyncio.Task[None]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        except (ConnectionError, ssl.SSLError):
-            pass
-        finally:
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
-        for pair in ((reader, inner_writer), (inner_reader, writer)):
-            pumps.add(asyncio.create_task(pump(*pair)))
-
-    front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)  # this redis-server has no TLS
-    address = f"rediss://127.0.0.1:{front.sockets[0].getsockname()[1]}"
-    try:
-        async with (
-            connected(f"{address}?ca_certs={tmp_path / 'ca.pem'}") as transport,
-            transport.subscribe() as messages,
-            asyncio.timeout(DEADLINE_S),
-        ):
-            await transport.publish(update(1, Row(A, 1), full=True))
-            assert (await anext(messages)).rows == (Row(A, 1),)
-        async with connected(address) as transport:
-            with pytest.raises(TransportError):
-                await transport.snapshot()
-    finally:
-        front.close()
-        await asyncio.wait(pumps, timeout=DEADLINE_S)
 
 
 async def test_cluster(tmp_path: Path) -> None:

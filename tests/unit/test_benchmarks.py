@@ -19,10 +19,19 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
-from benchmarks import floor, processes, traffic
+from benchmarks import floor, peers, processes, traffic, versions
 from benchmarks.processes import cpu_s, cpu_ticks, resident_kib, rss_mib
 from benchmarks.setups import SetupKind, envoy_config
-from benchmarks.traffic import LAST_EVENTS, TOKEN, Target, quantile, request, requests, typical
+from benchmarks.traffic import (
+    LAST_EVENTS,
+    TOKEN,
+    OverRounds,
+    Target,
+    over_rounds,
+    quantile,
+    request,
+    requests,
+)
 
 VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
 FRACTION = st.floats(0, 1)
@@ -200,8 +209,45 @@ def test_going_first_is_of_the_real_time_class(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [(0, os.SCHED_RR, 10)]
 
 
+GOOD, BAD = [*[1.0] * 99, 3.0], [*[1.0] * 90, *[20.0] * 10]
+"""Latencies of a round as it should be, and of one in which the machine paused."""
+
+
 def test_one_bad_round_does_not_make_the_99th_percentile() -> None:
-    """As it does where all rounds are taken together."""
-    good, bad = [*[1.0] * 99, 3.0], [*[1.0] * 90, *[20.0] * 10]
-    assert typical([good, bad, good], 0.99) == 3.0
-    assert quantile(good + bad + good, 0.99) == 20.0
+    """As it does where all rounds are taken together; it is the most of them."""
+    assert over_rounds([GOOD, BAD, GOOD], 0.99) == OverRounds(3.0, 3.0, 20.0)
+    assert quantile(GOOD + BAD + GOOD, 0.99) == 20.0
+
+
+def test_what_is_added_is_added_in_the_same_round() -> None:
+    """A round that is bad for both adds nothing; rounds are never taken of one and not of the other."""
+    assert over_rounds([GOOD, BAD], 0.99, [GOOD, BAD]) == OverRounds(0.0, 0.0, 0.0)
+    assert over_rounds([[5.0], [6.0], [9.0]], 0.5, [[1.0], [3.0], [2.0]]) == OverRounds(4.0, 3.0, 7.0)
+    with pytest.raises(ValueError, match="shorter"):
+        over_rounds([GOOD, BAD], 0.99, [GOOD])
+
+
+def test_versions_say_what_each_adds_to_envoy_alone() -> None:
+    """By set-up and load; nothing is added to Envoy alone."""
+    found = versions.quantiles({"alone: ms, 1/s": [[1.0], [2.0]], "new: ms, 1/s": [[4.0], [4.0]]}, "alone")
+    assert set(found["alone: ms, 1/s"]) == {"p50", "p99"}
+    assert found["new: ms, 1/s"]["p50"] == {"median": 4.0, "least": 4.0, "most": 4.0}
+    assert found["new: ms, 1/s"]["added p99"] == {"median": 2.5, "least": 2.0, "most": 3.0}
+
+
+def test_peers_show_medians_of_rounds_and_not_the_quantile_of_all() -> None:
+    """Of three rounds one was bad: it is in the brackets alone."""
+    phase = peers.Phase("4 KB", [b""])
+
+    def measured(*latencies_ms: list[float]) -> list[peers.Measured]:
+        return [
+            peers.Measured({"4 KB": 10.0}, {"4 KB": {"Python": 10.0}}, {"4 KB": 100.0}, each, 1.0)
+            for each in latencies_ms
+        ]
+
+    rounds = {
+        peers.OURS: measured(GOOD, BAD, GOOD),
+        peers.DIRECT: measured([0.5], [0.75], [0.5]),
+    }
+    table = peers.table(rounds, [phase])
+    assert "| 0.50 (0.25..0.50), 2.50 (2.50..19.25) |" in table

@@ -10,10 +10,14 @@ from extproc.config.sections.edge import Edge, EdgeTls
 from extproc.server.bootstrap import PROCESSOR, fill, template
 
 
-def _listener(edge: Edge) -> dict[str, Any]:
+def _document(edge: Edge) -> dict[str, Any]:
     document = template()
     fill(document, listen=("127.0.0.1", 1), admin_port=2, sockets=["/s"], edge=edge)
-    (listener,) = document["static_resources"]["listeners"]
+    return document
+
+
+def _listener(edge: Edge) -> dict[str, Any]:
+    (listener,) = _document(edge)["static_resources"]["listeners"]
     return dict(listener)
 
 
@@ -40,3 +44,20 @@ def test_a_connection_that_says_nothing_is_bounded_as_headers_are(tls: EdgeTls |
     assert listener["listener_filters_timeout"] == "3s"
     handshake = listener["filter_chains"][0].get("transport_socket_connect_timeout")
     assert handshake == (None if tls is None else "3s")
+
+
+@pytest.mark.parametrize(
+    ("edge", "least"),
+    [(Edge(), 10), (Edge(headers_timeout_s=3), 3), (Edge(headers_timeout_s=3, idle_timeout_s=2), 2)],
+)
+def test_idle_connections_end_sooner_the_more_there_are(edge: Edge, least: float) -> None:
+    """Down to what half a request has, and never later than they would without."""
+    overload = _document(edge)["overload_manager"]
+    (action,) = [each for each in overload["actions"] if each["name"].endswith(".reduce_timeouts")]
+    (trigger,) = action["triggers"]
+    assert trigger["name"] in {monitor["name"] for monitor in overload["resource_monitors"]}
+    assert trigger["name"].endswith(".global_downstream_max_connections")
+    assert trigger["scaled"] == {"scaling_threshold": 0.5, "saturation_threshold": 0.9}
+    (factor,) = action["typed_config"]["timer_scale_factors"]
+    assert factor["timer"] == "HTTP_DOWNSTREAM_CONNECTION_IDLE"
+    assert _seconds(factor["min_timeout"]) == least

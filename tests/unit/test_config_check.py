@@ -227,6 +227,28 @@ def test_a_certificate_in_the_stores_url_that_cannot_be_used_is_a_warning(
     assert "s3cret" not in said
 
 
+def test_a_certificate_in_the_stores_url_without_its_key_is_a_warning(
+    config_file: Path, pki: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file may have both; a key alone is no option."""
+    certificate, key = (pki / FILES[name] for name in ("cert_file", "key_file"))
+    both = config_file.with_name("both.pem")
+    both.write_text(certificate.read_text() + key.read_text())
+    rest = config_file.read_text()
+    for file, said in (
+        (certificate, f"certfile={certificate}, {certificate}: no certificate and its key"),
+        (both, ""),
+    ):
+        config_file.write_text(f"metadata_center: {{url: 'rediss://h?certfile={file}'}}\n{rest}")
+        assert check(config_file) == 0
+        warned = capsys.readouterr().err
+        assert said in warned
+        assert bool(warned) == bool(said)
+    config_file.write_text(f"metadata_center: {{url: 'rediss://h?keyfile={key}'}}\n{rest}")
+    assert check(config_file) == 1
+    assert "metadata_center.url: keyfile goes with certfile" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "key", "words"),
     [

@@ -79,6 +79,7 @@ def test_credentials_beside_the_url_win() -> None:
         "rediss://:secret@h?ca_certs=/a&ca_certs=/b",
         "rediss://:secret@h?check_hostname=maybe",
         "rediss://:secret@h?x",
+        "rediss://:secret@h?keyfile=/a",
     ],
 )
 def test_other_forms_are_refused_without_quoting_them(url: str) -> None:

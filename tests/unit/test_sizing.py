@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
-from benchmarks.sizing import (
+from benchmarks.sizing.model import (
     Cost,
     Load,
     Unit,

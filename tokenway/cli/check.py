@@ -10,9 +10,10 @@ from typing import Final
 
 from extproc.config.certificates import find_problems, unreadable
 from extproc.config.clusters import ClusterSpec
-from extproc.config.document import Location, read_yaml
+from extproc.config.document import Location
 from extproc.config.engine_files import problems_of
 from extproc.config.loading import effective, read_all, read_once, unlisted
+from extproc.config.notation import read_yaml
 from extproc.config.schema import Config
 from extproc.config.sections.fields import Section
 from extproc.errors import ConfigError
@@ -142,7 +143,7 @@ def _unusable_of_store(url: str | None) -> list[str]:
     options = {"cert_file": "certfile", "key_file": "keyfile"}
     return [
         f"metadata_center.url: {options.get(problem.key, problem.key)}={problem.text}; {_TO_READ}"
-        for problem in find_problems([("ca_certs", authority)], certificate, key)
+        for problem in find_problems([("ca_certs", authority)], certificate, key or certificate)
     ]
 
 

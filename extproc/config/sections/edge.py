@@ -88,7 +88,7 @@ class Edge(Section):
     upload_timeout_s: Seconds = 300.0
     """Bound on the arrival of a whole request, in seconds; waiting for the answer does not count."""
     idle_timeout_s: Seconds = 600.0
-    """A connection without a request is closed after this, in seconds."""
+    """A connection without a request ends after this, in seconds; sooner as `max_connections` run out."""
     max_connection_s: Seconds = 3_600.0
     """A connection is drained after this, in seconds; requests that run on it end by themselves."""
     max_streams: int = Field(default=100, ge=1, le=100_000)
