@@ -1,6 +1,6 @@
 """What an answer says of itself, by the beginning and the end of its text: tokens, and errors.
 
-The same as the script `tokenway.usage` of our own Envoy sees (docs/adr/0016), for gateways that have none.
+The same as the script in our own Envoy sees (docs/adr/0016), for gateways that have none.
 
 Rules:
     1. Nothing is decoded that is not needed: most answers have no word of an error, and usage at their end.
