@@ -51,7 +51,7 @@ def waits(first: bytes, *parts: bytes) -> Behaviour:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def timed() -> AsyncIterator[tuple[Stack, Recorder]]:
-    """Three models at one engine, so that each has series of its own."""
+    """Models at one engine, so that each has series of its own."""
     async with recording() as recorder:
         clusters = [
             cluster(name, [recorder.key]) for name in ("commented", "announced", "retried", "several")
