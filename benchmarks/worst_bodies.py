@@ -36,6 +36,7 @@ from extproc.discovery.listed import Listed
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
+from extproc.observing.ignored_headers import IgnoredHeaders
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.protocol import wire
@@ -331,6 +332,7 @@ def gateway(readers: BodyReaders) -> Gateway:
         router.decide,
         time.monotonic,
         time.time,
+        IgnoredHeaders(metrics, time.monotonic).report,
     )
 
 

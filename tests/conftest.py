@@ -22,6 +22,7 @@ from extproc.health.settings import HealthSettings
 from extproc.health.states import Transition
 from extproc.health.tracker import HealthTracker
 from extproc.listeners import Listeners
+from extproc.observing.ignored_headers import IgnoredHeaders
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.records import RecordRing
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
@@ -444,7 +445,15 @@ def build_rig(
     ends = endings_of(ending, fleet, [endings.append], raise_it)
     lost.add(ends.lost)
     gateway = Gateway(
-        router, state.first_tokens, ending.stored, ends, metrics, router.decide, clock, clock.wall
+        router,
+        state.first_tokens,
+        ending.stored,
+        ends,
+        metrics,
+        router.decide,
+        clock,
+        clock.wall,
+        IgnoredHeaders(metrics, clock).report,
     )
     configure(endpoints)
     metrics.configure(

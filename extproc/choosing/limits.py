@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Final
 
 from extproc.choosing.completion import DECODE_TOKENS, TPOT_LIMIT_S
+from extproc.values.limits import limit_ms
 
 ASSUMED_TTFT_S: Final = 5.0
 """Limit on the time to the first token of a request that sets none: `DECODE_TOKENS` is made of the same."""
@@ -18,8 +18,8 @@ def limit_s_of(ttft_ms: str | None) -> float | None:
 
     What is not a decimal number of milliseconds over 0 sets no limit: no request is refused for it.
     """
-    limit_ms = _limit_ms(ttft_ms)
-    return None if limit_ms is None else limit_ms / 1000.0
+    most_ms = limit_ms(ttft_ms)
+    return None if most_ms is None else most_ms / 1000.0
 
 
 def decode_limits_of(ttft_ms: str | None, tpot_ms: str | None) -> tuple[float, float]:
@@ -27,17 +27,7 @@ def decode_limits_of(ttft_ms: str | None, tpot_ms: str | None) -> tuple[float, f
 
     The request's own limit on TTFT over that on TPOT, and the latter, if it has both; else the defaults.
     """
-    first_ms, each_ms = _limit_ms(ttft_ms), _limit_ms(tpot_ms)
+    first_ms, each_ms = limit_ms(ttft_ms), limit_ms(tpot_ms)
     if first_ms is None or each_ms is None or not 0.0 < first_ms / each_ms <= _MOST_DECODE_TOKENS:
         return DECODE_TOKENS, TPOT_LIMIT_S
     return first_ms / each_ms, each_ms / 1000.0
-
-
-def _limit_ms(text: str | None) -> float | None:
-    if text is None or not text.isascii() or "_" in text:  # `float` takes other scripts' digits, and 1_000
-        return None
-    try:
-        limit_ms = float(text)
-    except ValueError:
-        return None
-    return limit_ms if 0.0 < limit_ms < inf else None

@@ -195,7 +195,8 @@ def _header(record: Mapping[str, Any]) -> list[str]:
     whose = []
     if standing is not None:
         whose = [
-            f"objective  {standing['objective'] or '-'}   priority {standing['priority']}   "
+            f"objective  {standing['objective'] or '-'}   priority {standing['priority']}"
+            f"{'' if standing['is_known'] else ', for none of that name is known'}   "
             f"fairness id {standing['fairness_id'] or '-'}"
         ]
     return [

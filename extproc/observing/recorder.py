@@ -11,6 +11,7 @@ from typing import Protocol
 
 from extproc.errors import Reason
 from extproc.values.balancing import Algorithm
+from extproc.values.control import ControlHeader, Flaw
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.outcomes import Outcome
 from extproc.values.requests import Operation
@@ -60,6 +61,9 @@ class Recorder(Protocol):
 
     def rejected(self, reason: Reason, model: str, status: int) -> None:
         """The gateway refused one request itself, with this HTTP status."""
+
+    def header_ignored(self, control: ControlHeader, flaw: Flaw) -> None:
+        """One control header of a request says nothing."""
 
     def fell_back(self, cluster: str) -> None:
         """One request was answered by another endpoint than the one named first."""

@@ -24,7 +24,7 @@ from google.protobuf import struct_pb2
 from google.protobuf.message import DecodeError
 
 from extproc.errors import Reason, RouterError
-from extproc.picker.control_headers import CONTROL_HEADERS, model_of, standing_of, take_limits
+from extproc.picker.control_headers import CONTROL_HEADERS, said_by
 from extproc.picker.machine import AnswerMode
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
@@ -104,7 +104,7 @@ class PickerDialect:
         withheld: Headers, lower case, that are not read: what clients prove themselves with.
         new_id: Makes a request's id. The gateway has none that is its own to make.
         allowed: Steering headers, lower case, that clients may use after all; never the protocol's own.
-        priority_of: Of an objective.
+        priority_of: Of an objective; None of one that nobody knows.
         owner: This worker's name, sent with the request's id in its headers, where the gateway's access log
             is to find its way back; None sends neither.
         obeys_tests: The conformance suite's headers are obeyed.
@@ -116,7 +116,7 @@ class PickerDialect:
         withheld: Collection[str],
         new_id: Callable[[], str],
         allowed: Collection[str] = (),
-        priority_of: Callable[[str], int] = lambda _objective: 0,
+        priority_of: Callable[[str], int | None] = lambda _objective: None,
         owner: str | None = None,
         *,
         obeys_tests: bool = False,
@@ -148,7 +148,8 @@ class PickerDialect:
         sent = wire.request_headers(message)
         headers = {name: value for name, value in sent.headers.items() if name not in self._unread}
         headers[REQUEST_ID_HEADER] = self._new_id()
-        take_limits(headers)
+        said = said_by(headers, self._priority_of)
+        headers.update(said.limits)
         selected = headers.get(TEST_SELECTION) if self._obeys_tests else None
         return RequestHeaders(
             sent.method,
@@ -156,9 +157,10 @@ class PickerDialect:
             headers,
             sent.end_of_stream,
             _subset_of(message) if selected is None else _subset_in(selected),
-            model_of(headers),
-            standing_of(headers, self._priority_of),
+            said.model,
+            said.standing,
             shows_answer=mode is not AnswerMode.UNSEEN,
+            ignored=said.ignored,
         )
 
     def answer_mode(self, message: pb.ProcessingRequest) -> AnswerMode:

@@ -19,6 +19,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Pieces, Received
+from extproc.values.control import malformed_limits
 from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.headers import CONTENT_ENCODING
 
@@ -123,6 +124,7 @@ def request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
         path=headers.get(":path", ""),
         headers=headers,
         end_of_stream=http.end_of_stream,
+        ignored=malformed_limits(headers),
     )
 
 

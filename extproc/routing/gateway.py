@@ -13,6 +13,7 @@ from extproc.routing.first_tokens import FirstTokens
 from extproc.routing.router import Router
 from extproc.routing.stored_responses import StoredResponses
 from extproc.routing.table import Retrieve
+from extproc.values.control import Ignored
 from extproc.values.deciding import Deciding
 from extproc.values.decisions import DecisionRecord
 from extproc.values.exchange import Body, LineVerdict, PassTo, RequestHeaders
@@ -37,6 +38,7 @@ class Gateway:
         decide: Decides about a body as it came; the router's own, unless bodies may be compressed.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
+        report_ignored: Gets the control headers of a request that say nothing.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Gateway:
         decide: Decide,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        report_ignored: Callable[[tuple[Ignored, ...]], None],
     ) -> None:
         self.router = router
         self._first_tokens = first_tokens
@@ -56,11 +59,14 @@ class Gateway:
         self._endings = endings
         self._clock = clock
         self._wall_clock = wall_clock
+        self._report_ignored = report_ignored
         self.decide: Decide = decide
         self.stream_ended: Callable[[Phase, StreamEnding], None] = recorder.stream_ended
 
     def judge(self, request: RequestHeaders) -> LineVerdict:
-        """What the request line alone decides."""
+        """What the request line alone decides; called once for each request."""
+        if request.ignored:
+            self._report_ignored(request.ignored)
         verdict = self.router.table.judge(request)
         if isinstance(verdict, Retrieve):
             return self.router.retrieve(request, verdict.named)

@@ -27,6 +27,7 @@ from extproc.config.loading import NO_SETTINGS, Settings
 from extproc.config.schema import Config
 from extproc.health.prober import Prober
 from extproc.listeners import Listeners
+from extproc.observing.ignored_headers import IgnoredHeaders
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
@@ -214,6 +215,7 @@ def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
         unpacking.decide,
         time.monotonic,
         time.time,
+        IgnoredHeaders(site.metrics, time.monotonic).report,
     )
     dialect = BootstrapDialect(site.owner)
     if site.config.istio_gateway is not None:

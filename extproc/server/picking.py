@@ -143,10 +143,10 @@ def picking_of(
     if settings is None:
         return None
 
-    def priority_of(objective: str) -> int:
+    def priority_of(objective: str) -> int | None:
         """As the configuration says, or else the pool's InferenceObjective of that name."""
         of_pool = gateway.router.settings.policies.priorities
-        return settings.objectives.get(objective, of_pool.get(objective, 0))
+        return settings.objectives.get(objective, of_pool.get(objective))
 
     dialect = PickerDialect(
         settings.fallbacks,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from extproc.errors import RouterError
+from extproc.values.control import Ignored
 from extproc.values.placements import Plan
 from extproc.values.standing import Standing
 from extproc.values.subsets import Subset
@@ -32,6 +33,7 @@ class RequestHeaders:
         model: Asked for in place of the body's, where a proxy says so.
         standing: Whose it is, where a proxy says so.
         shows_answer: Chunks of its answer will be seen here, or reported.
+        ignored: Control headers that say nothing.
     """
 
     method: str
@@ -42,6 +44,7 @@ class RequestHeaders:
     model: str | None = None
     standing: Standing | None = None
     shows_answer: bool = True
+    ignored: tuple[Ignored, ...] = ()
 
 
 class LineVerdict:

@@ -14,7 +14,7 @@ from aiohttp import web
 from extproc.picker.dialect import CHUNK_BYTES
 from testbed.processes import get
 from tests.e2e.harness import FAST_HEALTH, Behaviour, chat, cluster, eventually, exchange, key_of, simulators
-from tests.e2e.holding import GatedEngine, gated, served_by
+from tests.e2e.holding import GatedEngine, gated, served_by, total
 from tests.e2e.picker import DROPPED, PATH, Picked, destination_of, running_picker
 from tests.e2e.picker_table import arrived, case, first_of, occupied
 
@@ -39,15 +39,16 @@ async def _(picked: Picked) -> None:
         assert [chunk.end_of_stream for chunk in chunks].count(True) == 1
 
 
-def written(kind: str, *pieces: bytes) -> Behaviour:
+def written(kind: str, *pieces: bytes, pause_s: float = 0.0, coding: str | None = None) -> Behaviour:
     """An engine that writes these pieces one by one."""
+    said = {} if coding is None else {"content-encoding": coding}
 
     async def behaviour(request: web.Request) -> web.StreamResponse:
-        reply = web.StreamResponse(headers={"content-type": kind})
+        reply = web.StreamResponse(headers={"content-type": kind, **said})
         await reply.prepare(request)
         for piece in pieces:
             await reply.write(piece)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s)
         return reply
 
     return behaviour
@@ -180,18 +181,20 @@ async def _full(picked: Picked, engine: GatedEngine, *, holds: bool) -> None:
     first = ask("first", x_llm_d_inference_objective="batch")  # there is room for it
     await engine.has(1)
     await eventually(lambda: of_endpoint("prefill_tokens"), lambda tokens: tokens == 0)
-    for header in ("x_llm_d_inference_objective", "x_gateway_inference_objective"):
-        reply = await ask("batch", **{header: "batch"}, x_llm_d_inference_fairness_id="t1")
+    new, alias = "x_llm_d_inference_objective", "x_gateway_inference_objective"
+    for said in ({new: "batch"}, {alias: "batch"}, {new: "No Name!", alias: "batch"}):
+        reply = await ask("batch", **said, x_llm_d_inference_fairness_id="t1")
         assert (reply.status, reply.headers[DROPPED]) == (429, "rejected-saturated")
         assert int(reply.headers["retry-after"]) > 0
         (record,) = await tokenway.last(1)
-        assert record["standing"] == {"objective": "batch", "priority": -1, "fairness_id": "t1"}
+        standing = {"objective": "batch", "priority": -1, "fairness_id": "t1", "is_known": True}
+        assert record["standing"] == standing
 
     async def under_way() -> int:
         return int((await tokenway.endpoints())["held"]) if holds else await of_endpoint("requests") - 1
 
     # The new name wins over its alias; one that is not known is of priority 0.
-    waits = ask("waits", x_llm_d_inference_objective="unknown", x_gateway_inference_objective="batch")
+    waits = ask("waits", **{new: "unknown", alias: "batch"})
     await eventually(under_way, lambda count: count == 1)
     matters = ask("matters", x_gateway_inference_objective="chat")
     await eventually(under_way, lambda count: count == 2)
@@ -199,6 +202,16 @@ async def _full(picked: Picked, engine: GatedEngine, *, holds: bool) -> None:
     assert [(await each).status for each in (first, waits, matters)] == [200] * 3
     # What is sent first may be overtaken on its way; the order itself is in tests/unit/test_priorities.py.
     assert sorted(engine.arrived) == ["first", "matters", "waits"]
+    ignored = [
+        total(await tokenway.metrics(), "tokenway_headers_ignored_total", header="objective", reason=reason)
+        for reason in ("malformed", "unknown")
+    ]
+    assert ignored == [1.0, 1.0]
+    told = [line for line in tokenway.gateway_log() if line["event"] == "a request header says nothing"]
+    assert [(line["sent_as"], line.get("objective")) for line in told] == [
+        ("x-llm-d-inference-objective", None),
+        ("x-llm-d-inference-objective", "unknown"),
+    ]
     await tokenway.settled()
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -20,6 +21,8 @@ import aiohttp
 import grpc
 import pytest
 
+from testbed import secret_volume
+from testbed.certificates import issued, trusting
 from testbed.documented import exec_commands
 from testbed.helm import binary, configuration, of_kind, rendered
 from testbed.processes import Subprocess, free_port
@@ -69,6 +72,17 @@ class Pod:
         return re.sub(
             r"/(etc/tokenway|run/tokenway|run/envoy)\b", lambda found: f"{self.folder}{found[0]}", text
         )
+
+    def put(self, secret: str, files: Mapping[str, bytes]) -> None:
+        """A Secret has these files, or has them now, in all volumes that are made of it."""
+        names = {
+            volume["name"]
+            for volume in self.spec["volumes"]
+            if volume.get("secret", {}).get("secretName") == secret
+        }
+        for mount in self.container("envoy")["volumeMounts"]:
+            if mount["name"] in names:
+                secret_volume.put(Path(self.here(mount["mountPath"])), files)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -143,8 +157,10 @@ class Pod:
 
 
 @asynccontextmanager
-async def running_pod(values: Mapping[str, Any]) -> AsyncIterator[Pod]:
-    """Started and ready; whatever is left of it is killed at the end."""
+async def running_pod(
+    values: Mapping[str, Any], secrets: Mapping[str, Mapping[str, bytes]] | None = None
+) -> AsyncIterator[Pod]:
+    """Started and ready, with the Secrets that it mounts; whatever is left of it is killed at the end."""
     objects = rendered(None, values)
     (deployment,) = of_kind(objects, "Deployment")
     folder = Path(tempfile.mkdtemp(prefix="twp", dir="/tmp"))
@@ -160,6 +176,8 @@ async def running_pod(values: Mapping[str, Any]) -> AsyncIterator[Pod]:
         command.chmod(0o755)
         path = configuration(objects, folder / "etc" / "tokenway")
         path.write_text(pod.here(path.read_text()))
+        for secret, files in (secrets or {}).items():
+            pod.put(secret, files)
         try:
             await pod.start()
             yield pod
@@ -247,3 +265,49 @@ async def test_a_pod_serves_and_leaves_without_losing_a_request() -> None:
             assert (await long).endswith(b"data: [DONE]\n\n")
             await stopping
             assert failures == []
+
+
+async def test_certificates_of_the_edge_rotate(tmp_path: Path) -> None:
+    """The kubelet renews a volume: new connections have the new pair, and the new CA for clients."""
+    for number in "12":
+        issued(tmp_path, f"ca{number}")
+        for name in ("edge", "client"):
+            issued(tmp_path, name + number, f"ca{number}", who=f"DNS:{name}.test")
+
+    def secret(number: str) -> dict[str, bytes]:
+        names = {"tls.crt": f"edge{number}.pem", "tls.key": f"edge{number}.key", "ca.crt": f"ca{number}.pem"}
+        return {key: (tmp_path / name).read_bytes() for key, name in names.items()}
+
+    def client(number: str) -> ssl.SSLContext:
+        context = trusting(tmp_path / f"ca{number}.pem")
+        context.load_cert_chain(tmp_path / f"client{number}.pem", tmp_path / f"client{number}.key")
+        return context
+
+    async with simulators(1, time_scale=0.3) as engines:
+        values = {
+            "clusters": [cluster("sim", map(key_of, engines))],
+            "envoy": {"concurrency": 1, "tls": {"secret": "edge", "clientCa": "edge"}},
+        }
+        async with running_pod(values, {"edge": secret("1")}) as pod:
+
+            async def is_answered(number: str) -> bool:
+                url = pod.url.replace("http:", "https:")
+                try:
+                    async with (
+                        aiohttp.ClientSession() as session,
+                        session.post(
+                            f"{url}/v1/chat/completions",
+                            json=chat("sim", "hi", 4),
+                            ssl=client(number),
+                            server_hostname="edge.test",
+                        ) as reply,
+                    ):
+                        return reply.status == 200
+                except (aiohttp.ClientError, ConnectionError):
+                    return False
+
+            assert await is_answered("1")
+            assert not await is_answered("2")
+            pod.put("edge", secret("2"))
+            await eventually(lambda: is_answered("2"), bool)
+            assert not await is_answered("1")

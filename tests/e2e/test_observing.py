@@ -28,7 +28,7 @@ from tests.e2e.harness import (
     post,
     running_stack,
 )
-from tests.e2e.holding import FULL_TOKENS, ask, held, reconfigured
+from tests.e2e.holding import FULL_TOKENS, ask, held, reconfigured, total
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -79,6 +79,20 @@ async def test_no_id_without_the_token(plain: Shared, token: str | None) -> None
     assert reply.status == 200
     assert DECISION_HEADER not in reply.headers
     assert not any(key_of(engine) in value for value in reply.headers.values() for engine in plain.engines)
+
+
+async def test_a_limit_that_is_none_is_counted(plain: Shared) -> None:
+    """The request is served as without it; one that is a limit is not counted."""
+
+    async def counted() -> float:
+        scrape = await plain.stack.metrics()
+        return total(scrape, "tokenway_headers_ignored_total", header="slo_ttft_ms", reason="malformed")
+
+    before = await counted()
+    for limit, more in (("soon", 1), ("60000", 1), ("0", 2)):
+        assert (await post(plain.stack, chat("recorded", "hello"), {"x-slo-ttft-ms": limit})).status == 200
+        assert plain.recorder.received[-1].headers["x-slo-ttft-ms"] == limit
+        assert await counted() == before + more
 
 
 async def test_unknown_id(plain: Shared) -> None:

@@ -241,7 +241,9 @@ def test_ports_say_their_protocol(case: str) -> None:
         for port in service["spec"]["ports"]:
             assert (
                 port["appProtocol"]
-                == {"grpc": "kubernetes.io/h2c", "http": "http"}[port["name"].partition("-")[0]]
+                == {"grpc": "kubernetes.io/h2c", "http": "http", "https": "https"}[
+                    port["name"].partition("-")[0]
+                ]
             )
 
 
@@ -254,6 +256,30 @@ def test_a_password_is_in_a_secret_alone() -> None:
     sources = {one["name"]: one.get("valueFrom") for one in container["env"]}
     named = config["metadata_center"]["password_env"]
     assert sources[named] == {"secretKeyRef": {"name": "redis", "key": "password"}}
+
+
+@needs_helm
+def test_envoy_alone_has_the_key_of_the_edge_and_follows_it() -> None:
+    """Files in a folder that stays name those in volumes that the kubelet renews."""
+    pod = pod_of("none-tls")
+    (tokenway,) = pod["containers"]
+    bootstrap, envoy = pod["initContainers"]
+    config = yaml.safe_load(of_kind(rendered("none-tls"), "ConfigMap")[0]["data"]["tokenway.yaml"])
+    secrets = {each["name"]: each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+    mounts = {each["mountPath"]: each for each in envoy["volumeMounts"]}
+    named = {
+        key: secrets[mounts[folder]["name"]]
+        for key, (folder, _, _) in (
+            (key, path.rpartition("/")) for key, path in config["edge"]["tls"].items()
+        )
+    }
+    assert named == {"cert_file": "edge", "key_file": "edge", "client_ca_file": "clients"}
+    assert not any("subPath" in each for each in mounts.values())
+    for other in (tokenway, bootstrap):
+        assert secrets.keys().isdisjoint(each["name"] for each in other["volumeMounts"])
+    folder = re.search(r"--sds (/\S+)/sds ", bootstrap["command"][-1])
+    assert folder is not None
+    assert folder[1] in mounts
 
 
 @needs_helm
@@ -362,6 +388,7 @@ WRONG_TYPES: list[tuple[Mapping[str, Any], str]] = [
     ({"httpRoute": {"timeout": "soon"}}, "timeout"),
     ({"istio": {"address": "istiod"}}, "address"),
     ({"envoy": {"service": {"type": "Public"}}}, "type"),
+    ({"envoy": {"tls": {"secretName": "edge"}}}, "secretName"),
     ({"drainSeconds": -1}, "drainSeconds"),
     ({"networkPolicy": {"metrics": ["monitoring"]}}, "metrics"),
 ]
@@ -403,6 +430,8 @@ DO_NOT_GO_TOGETHER: list[tuple[str | None, Mapping[str, Any], str]] = [
         {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}},
         "autoscaling.minReplicas exceeds",
     ),
+    ("none", {"envoy": {"tls": {"clientCa": "clients"}}}, "set envoy.tls.secret"),
+    ("istio", {"envoy": {"tls": {"secret": "edge"}}}, "provider istio clients speak TLS to the gateway"),
     ("none", {"terminationGracePeriodSeconds": 70}, "terminationGracePeriodSeconds must exceed"),
     ("none", {"serviceMonitor": {"create": True}}, "networkPolicy.metrics"),
 ]

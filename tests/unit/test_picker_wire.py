@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import orjson
 import pytest
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.errors import Reason, RouterError
-from extproc.picker.answer import TAIL_BYTES, PassingAnswer
 from extproc.picker.dialect import CHUNK_BYTES, REPLACED_BYTES, PickerDialect, WrongMode
 from extproc.picker.health import NOT_SERVING, SERVING, Health
 from extproc.picker.machine import AnswerMode
@@ -204,55 +201,6 @@ def test_subset_hints(entries: list[str], members: set[str]) -> None:
         assert {address for address in everybody if within.has(address)} == members
 
 
-USAGE = {"prompt_tokens": 7, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 3}}
-EVENT = b"data: " + orjson.dumps({"choices": [], "usage": USAGE}) + b"\n\n"
-NULL = b'data: {"choices": [{"delta": {"content": "\\"usage\\": {"}}], "usage": null}\n\n'
-
-
-@pytest.mark.parametrize("at", range(0, len(EVENT), 3))
-def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
-    """After megabytes, and before events that have none."""
-    answer = PassingAnswer()
-    for _ in range(300):
-        answer.add(NULL * 3)
-    for chunk in (EVENT[:at], EVENT[at:], NULL, b"data: [DONE]\n\n"):
-        answer.add(chunk)
-    assert answer.usage() == Usage(7, 10, 3)
-    assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + 14
-
-
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_usage_in_an_event_of_several_lines(end: bytes) -> None:
-    """Each of them begins with the name of its field."""
-    lines = orjson.dumps({"choices": [], "usage": USAGE}, option=orjson.OPT_INDENT_2).splitlines()
-    answer = PassingAnswer()
-    answer.add(b"".join(b"data: " + line + end for line in lines) + end)
-    answer.add(b"data: [DONE]" + end * 2)
-    assert answer.usage() == Usage(7, 10, 3)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{}", NULL, b'{"usage": {', b'"usage": {"prompt_tokens": "x"}', b"\xff" * 100, b'"usage"' * 9],
-)
-def test_no_usage_is_none(body: bytes) -> None:
-    """Whatever the engine sent."""
-    answer = PassingAnswer()
-    answer.add(body)
-    assert answer.usage() == UNKNOWN
-
-
-def test_the_tail_of_an_answer_is_bounded() -> None:
-    """One chunk or many; usage that is not in the tail is not looked for."""
-    answer = PassingAnswer()
-    answer.add(EVENT)
-    answer.add(b"x" * (5 << 20))
-    for _ in range(1000):
-        answer.add(b"y" * 1000)
-        assert len(answer._tail) <= 2 * TAIL_BYTES
-    assert answer.usage() == UNKNOWN
-
-
 @pytest.mark.parametrize("ready", [False, True])
 @pytest.mark.parametrize("name", ["", "readiness", "liveness", "inference-extension", "any"])
 def test_health_answers_to_every_name(name: str, ready: bool) -> None:
@@ -275,9 +223,7 @@ PRIORITIES = {"batch": -3, "chat": 2}
 
 def read_headers(message: pb.ProcessingRequest, *, obeys_tests: bool = False) -> RequestHeaders:
     """What a dialect that knows `PRIORITIES` reads."""
-    made = PickerDialect(
-        1, (), lambda: "id", priority_of=lambda name: PRIORITIES.get(name, 0), obeys_tests=obeys_tests
-    )
+    made = PickerDialect(1, (), lambda: "id", priority_of=PRIORITIES.get, obeys_tests=obeys_tests)
     return made.request_headers(message, AnswerMode.ECHOED)
 
 
@@ -291,17 +237,29 @@ def read_headers(message: pb.ProcessingRequest, *, obeys_tests: bool = False) ->
             {"x_gateway_inference_objective": "batch", "x_llm_d_inference_objective": "chat"},
             Standing("chat", 2, None),
         ),
-        ({"x_llm_d_inference_objective": "unknown"}, Standing("unknown", 0, None)),
+        ({"x_llm_d_inference_objective": "unknown"}, Standing("unknown", 0, None, is_known=False)),
         ({"x_gateway_inference_fairness_id": "team-1"}, Standing(None, 0, "team-1")),
         (
             {"x_llm_d_inference_fairness_id": "a", "x_gateway_inference_fairness_id": "b"},
             Standing(None, 0, "a"),
         ),
         ({"x_llm_d_inference_objective": "No Such Name!", "x_llm_d_inference_fairness_id": "x" * 129}, None),
+        (
+            {"x_llm_d_inference_objective": "No!", "x_gateway_inference_objective": "chat"},
+            Standing("chat", 2, None),
+        ),
+        (
+            {"x_llm_d_inference_fairness_id": "", "x_gateway_inference_fairness_id": "b"},
+            Standing(None, 0, "b"),
+        ),
+        (
+            {"x_llm_d_inference_objective": "unknown", "x_gateway_inference_objective": "chat"},
+            Standing("unknown", 0, None, is_known=False),
+        ),
     ],
 )
 def test_whose_a_request_is(headers: dict[str, str], standing: Standing | None) -> None:
-    """By either name, the new one first; what is malformed says nothing."""
+    """By either name, of those that are well-formed the new one; what is malformed says nothing."""
     assert read_headers(request_of(**headers)).standing == standing
 
 
@@ -312,6 +270,7 @@ def test_whose_a_request_is(headers: dict[str, str], standing: Standing | None) 
         ({"x_gateway_model_name_rewrite": "old"}, "old"),
         ({"x_llm_d_model_name_rewrite": ""}, None),
         ({"x_llm_d_model_name_rewrite": "x" * 257}, None),
+        ({"x_llm_d_model_name_rewrite": "", "x_gateway_model_name_rewrite": "old"}, "old"),
         ({}, None),
     ],
 )
@@ -324,6 +283,57 @@ def test_a_requests_own_limits_have_one_name() -> None:
     """Whichever the gateway used."""
     read = read_headers(request_of(x_llm_d_slo_ttft_ms="200", x_slo_ttft_ms="900", x_slo_tpot_ms="30"))
     assert (read.headers["x-slo-ttft-ms"], read.headers["x-slo-tpot-ms"]) == ("200", "30")
+
+
+@pytest.mark.parametrize("malformed", ["", "soon", "0", "-1", "inf", "1_000"])
+def test_a_limit_that_is_none_hides_no_limit(malformed: str) -> None:
+    """The alias counts then; where there is none, there is no limit."""
+    read = read_headers(request_of(x_llm_d_slo_ttft_ms=malformed, x_slo_ttft_ms="900"))
+    assert read.headers["x-slo-ttft-ms"] == "900"
+    assert "x-slo-ttft-ms" not in read_headers(request_of(x_llm_d_slo_ttft_ms=malformed)).headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "ignored"),
+    [
+        ({}, []),
+        ({"x_llm_d_inference_objective": "chat", "x_llm_d_slo_tpot_ms": "30"}, []),
+        (
+            {"x_llm_d_inference_objective": "no"},
+            [("objective", "unknown", "x-llm-d-inference-objective", "no")],
+        ),
+        (
+            {"x_gateway_inference_objective": "no"},
+            [("objective", "unknown", "x-gateway-inference-objective", "no")],
+        ),
+        (
+            {"x_llm_d_inference_objective": "No!", "x_gateway_inference_objective": "no"},
+            [
+                ("objective", "malformed", "x-llm-d-inference-objective", ""),
+                ("objective", "unknown", "x-gateway-inference-objective", "no"),
+            ],
+        ),
+        (
+            {"x_llm_d_inference_fairness_id": "a b", "x_llm_d_model_name_rewrite": ""},
+            [
+                ("model", "malformed", "x-llm-d-model-name-rewrite", ""),
+                ("fairness_id", "malformed", "x-llm-d-inference-fairness-id", ""),
+            ],
+        ),
+        (
+            {"x_llm_d_slo_ttft_ms": "soon", "x_slo_ttft_ms": "900", "x_slo_tpot_ms": "0"},
+            [
+                ("slo_ttft_ms", "malformed", "x-llm-d-slo-ttft-ms", ""),
+                ("slo_tpot_ms", "malformed", "x-slo-tpot-ms", ""),
+            ],
+        ),
+        ({"x_llm_d_slo_ttft_ms": "9", "x_slo_ttft_ms": "an alias that nobody looks at"}, []),
+    ],
+)
+def test_what_says_nothing_is_told(headers: dict[str, str], ignored: list[tuple[str, ...]]) -> None:
+    """Which header, why, and the name that is not known; no value that is malformed."""
+    told = read_headers(request_of(**headers)).ignored
+    assert [(each.control, each.flaw, each.header, each.unknown) for each in told] == ignored
 
 
 def test_no_control_header_reaches_an_engine() -> None:

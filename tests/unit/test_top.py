@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.admin_answers import answering
 from tokenway.cli.top import render_endpoints, top
 
 ROW = {
@@ -47,25 +46,8 @@ def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
 @pytest.fixture
 def admin_url() -> Iterator[str]:
     """A server that answers `/endpoints` only."""
-    body = json.dumps(answer(ROW)).encode()
-
-    class Admin(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/endpoints"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(body if found else b"")
-
-        def log_request(self, code: object = "-", size: object = "-") -> None:
-            """Stay silent."""
-
-    server = HTTPServer(("127.0.0.1", 0), Admin)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering({"/endpoints": (200, json.dumps(answer(ROW)).encode())}) as url:
+        yield url
 
 
 def test_table_shows_load_cache_share_and_latency() -> None:

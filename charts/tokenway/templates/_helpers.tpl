@@ -137,6 +137,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.istio.clientCertificate (not .Values.istio.tls) }}
 {{- fail "istio.clientCertificate is for TLS to istiod: set istio.tls to true" }}
 {{- end }}
+{{- if and .Values.envoy.tls.clientCa (not .Values.envoy.tls.secret) }}
+{{- fail "envoy.tls.clientCa is for clients that speak TLS: set envoy.tls.secret to a Secret of type kubernetes.io/tls" }}
+{{- end }}
+{{- if and .Values.envoy.tls.secret (ne $provider "none") }}
+{{- fail (printf "envoy.tls is of Tokenway's own Envoy, provider none: with provider %s clients speak TLS to the gateway" $provider) }}
+{{- end }}
 {{- if le (int (include "tokenway.grace" .)) (add (int .Values.leaveSeconds) (int .Values.drainSeconds) | int) }}
 {{- fail "terminationGracePeriodSeconds must exceed leaveSeconds and drainSeconds together" }}
 {{- end }}
@@ -199,7 +205,13 @@ tls:
 {{- $service := printf "%s.%s.svc.cluster.local:9002" (include "tokenway.fullname" .) .Release.Namespace }}
 {{- $_ := set $config "istio_gateway" (dict "namespace" (include "tokenway.podNamespace" .) "service" $service) }}
 {{- else }}
-{{- $_ := set $config "edge" (dict "admin_paths" (list "/drain_listeners")) }}
+{{- $edge := dict "admin_paths" (list "/drain_listeners") }}
+{{- if .Values.envoy.tls.secret }}
+{{- $tls := dict "cert_file" "/etc/tokenway-edge/tls.crt" "key_file" "/etc/tokenway-edge/tls.key" }}
+{{- if .Values.envoy.tls.clientCa }}{{ $_ := set $tls "client_ca_file" "/etc/tokenway-edge-ca/ca.crt" }}{{ end }}
+{{- $_ := set $edge "tls" $tls }}
+{{- end }}
+{{- $_ := set $config "edge" $edge }}
 {{- end }}
 {{- end }}
 {{- $discovery := dict }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Final, Self
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from extproc.config.sections.fields import DAY_S, FileName, Name, Seconds, Section
+from extproc.values.standing import OBJECTIVE_NAME
 from metadata_center.addresses import Address, ip_or_none, is_loopback
 
 MAX_SOCKET_BYTES: Final = 107
@@ -152,6 +154,20 @@ class Server(Section):
         return self
 
 
+def _said_by_headers(name: str) -> str:
+    if re.fullmatch(OBJECTIVE_NAME, name) is None:
+        raise PydanticCustomError(
+            "objective_name",
+            "no request can name the objective `{name}`; accepted: lower-case letters, digits, `-` and `.`, "
+            "a letter or digit first and last",
+            {"name": name},
+        )
+    return name
+
+
+ObjectiveName = Annotated[Name, AfterValidator(_said_by_headers)]
+
+
 class EndpointPicker(Section):
     """The endpoint-picker protocol, for gateways that are not our Envoy. Changes need a restart."""
 
@@ -178,7 +194,7 @@ class EndpointPicker(Section):
     leave_early: bool = False
     """Leave a stream as soon as nothing of it is needed, where the gateway does not want its answer back; its
     access log (docs/endpoint-picker.md) then tells the end."""
-    objectives: Mapping[Name, Annotated[int, Field(ge=-1_000_000, le=1_000_000)]] = Field(
+    objectives: Mapping[ObjectiveName, Annotated[int, Field(ge=-1_000_000, le=1_000_000)]] = Field(
         default_factory=dict
     )
     """Priorities by the name of an InferenceObjective; below 0 a request is refused rather than held."""

@@ -41,7 +41,7 @@ from extproc.observing.metrics.health import EJECTIONS, ENDPOINT_FAILURES, POISO
 from extproc.observing.metrics.live import LiveGauges
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
 from extproc.observing.metrics.process import BUILD_INFO, LONGEST_STALL, LOOP_STALLS, STALL_CPU, StallCause
-from extproc.observing.metrics.requests import REJECTIONS, REQUESTS, STATUS_CLASSES
+from extproc.observing.metrics.requests import IGNORED_HEADERS, REJECTIONS, REQUESTS, STATUS_CLASSES
 from extproc.observing.metrics.series import OTHER, Series
 from extproc.observing.metrics.streams import (
     ACCESS_LOG_ENTRIES,
@@ -56,6 +56,7 @@ from extproc.observing.metrics.streams import (
 )
 from extproc.observing.metrics.table import FAMILIES
 from extproc.values.balancing import Algorithm
+from extproc.values.control import ControlHeader, Flaw
 from extproc.values.decisions import HoldEnding, HoldReason
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
@@ -158,6 +159,10 @@ class Metrics(Collector):
         self._values[REJECTIONS][reason,] += 1
         labels = (model if model in self._models else OTHER, STATUS_CLASSES[status // 100], Ended.REJECTED)
         self._requests[labels] += 1
+
+    def header_ignored(self, control: ControlHeader, flaw: Flaw) -> None:
+        """Count one control header that says nothing."""
+        self._values[IGNORED_HEADERS][control, flaw] += 1
 
     def fell_back(self, cluster: str) -> None:
         """Count one request answered by another endpoint than the one named first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from extproc.errors import Reason
 from extproc.observing.metrics.family import Family, MetricType, closed, doubling
+from extproc.values.control import ControlHeader, Flaw
 
 # OpenTelemetry semantic conventions for generative AI, "Metrics", `gen_ai.client.token.usage`: 4^0 .. 4^13.
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
@@ -80,6 +81,17 @@ REJECTIONS = Family(
     ("reason",),
     start=closed(Reason),
 )
+IGNORED_HEADERS = Family(
+    "tokenway_headers_ignored_total",
+    MetricType.COUNTER,
+    "Control headers of requests that said nothing: `malformed`, or the name of an objective that is "
+    "`unknown` here.",
+    ("header", "reason"),
+    start=(
+        *((str(control), str(Flaw.MALFORMED)) for control in ControlHeader),
+        (str(ControlHeader.OBJECTIVE), str(Flaw.UNKNOWN)),
+    ),
+)
 
 FAMILIES: tuple[Family, ...] = (
     TOKEN_USAGE,
@@ -88,4 +100,5 @@ FAMILIES: tuple[Family, ...] = (
     TIME_PER_OUTPUT_TOKEN,
     REQUESTS,
     REJECTIONS,
+    IGNORED_HEADERS,
 )
