@@ -86,7 +86,7 @@ def never_arrives(name: str, allowed: Collection[str], edge: Edge = Edge.OWN) ->
             f"accepted: `{_CLIENT_ADDRESS}`, the client's address by edge.trusted_hops"
         )
     if "_" in name and edge is not Edge.FOREIGN:
-        return f"a request with `{name}` is refused by Envoy, for its underscore; accepted: names without one"
+        return f"`{name}` has Envoy refuse the request, for its underscore; accepted: names without one"
     if name == _CLIENT_CERTIFICATE and edge is Edge.OWN:
         return f"`{name}` is taken from clients at Envoy's edge; accepted: a header of the client's own"
     if name.startswith(":") and name not in _PSEUDO:

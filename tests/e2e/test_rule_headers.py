@@ -62,7 +62,7 @@ async def test_rules_match_the_address_that_envoy_saw() -> None:
 
 
 async def test_what_check_says_never_arrives_never_does() -> None:
-    """Blanks at the ends of a value are gone, controls and underscores are refused, no client has a certificate."""
+    """Blanks at a value's ends are gone, controls and underscores refused, certificates taken away."""
     rules = [{"cluster": "c", "headers": {"x-a": "gold"}, "model": "gold"}, {"cluster": "c"}]
     async with (
         recording() as engine,
@@ -79,7 +79,6 @@ async def test_what_check_says_never_arrives_never_does() -> None:
         assert await sent(b"x-forwarded-client-cert: Hash=1") == 200
         assert "x-forwarded-client-cert" not in engine.received[-1].headers
         count = len(engine.received)
-        assert [await sent(header) for header in (b"x_a: gold", b"x-a: go\x7fld", b"x-a: go\x01ld")] == [
-            400
-        ] * 3
+        for header in (b"x_a: gold", b"x-a: go\x7fld", b"x-a: go\x01ld"):
+            assert await sent(header) == 400
         assert len(engine.received) == count

@@ -69,15 +69,13 @@ def test_a_value_that_a_header_may_have_is_taken(value: str) -> None:
 
 def test_they_are_named_by_their_place() -> None:
     """Model, rule and header; behind an endpoint picker's gateway a name may have an underscore."""
-    rules: list[dict[str, Any]] = [
-        {"cluster": "a"},
-        {"cluster": "a", "headers": {"x_team": "a", "x-b": "b "}},
-    ]
+    headers = {"x_team": "a", "x-b": "b "}
+    rules: list[dict[str, Any]] = [{"cluster": "a"}, {"cluster": "a", "headers": headers}]
     config = {"models": {"m": {"rules": rules}}}
     with pytest.raises(ConfigError) as refused:
         parse(json.dumps(config), "tokenway.yaml")
     assert [problem.partition("; ")[0] for problem in refused.value.problems] == [
-        "line 1: models.m.rules[1].headers: a request with `x_team` is refused by Envoy, for its underscore",
+        "line 1: models.m.rules[1].headers: `x_team` has Envoy refuse the request, for its underscore",
         "line 1: models.m.rules[1].headers.x-b: a value with blanks at its ends, which no header has",
     ]
     rules[1]["headers"] = {"x_team": "a"}
