@@ -13,7 +13,11 @@ from extproc.discovery.resolve import MAX_THREADS, ResolveError, addresses_of
 
 pytestmark = pytest.mark.asyncio
 
-RECORDS = {"engines.test": ["10.0.0.2", "10.0.0.1", "2001:db8::1", "10.0.0.2", "fe80::1%eth0"]}
+RECORDS = {
+    "engines.test": ["10.0.0.2", "10.0.0.1", "2001:db8::1", "10.0.0.2", "fe80::1%eth0"],
+    "half.test": ["0.0.0.0", "10.0.0.1", "::", "224.0.0.1", "255.255.255.255", "ff02::1", "::ffff:0.0.0.0"],
+    "blocked.test": ["0.0.0.0", "::"],
+}
 
 
 class System:
@@ -53,6 +57,13 @@ async def test_localhost_is_resolved_by_the_system() -> None:
 async def test_each_address_comes_once_and_those_with_a_zone_not_at_all(system: System) -> None:
     """Envoy knows no zones, and a record given twice is one endpoint."""
     assert await addresses_of("engines.test", 5) == ("10.0.0.2", "10.0.0.1", "2001:db8::1")
+
+
+async def test_what_no_engine_can_have_is_no_address(system: System) -> None:
+    """A name server that blocks a name answers 0.0.0.0, where Envoy reached its own machine."""
+    assert await addresses_of("half.test", 5) == ("10.0.0.1",)
+    with pytest.raises(ResolveError, match=r"no engine can have 0\.0\.0\.0"):
+        await addresses_of("blocked.test", 5)
 
 
 @pytest.mark.parametrize("name", ["gone.test", "a" * 70 + ".test"])

@@ -192,6 +192,16 @@ def test_a_gateway_that_leaves_takes_its_files_along(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == others
 
 
+def test_a_folder_that_somebody_took_away_is_left_all_the_same(folder: Path) -> None:
+    """The gateway stops as it would."""
+    residence = Residence(folder, is_alone=True)
+    residence.start()
+    (folder / "lock").unlink()
+    folder.rmdir()
+    residence.stop()
+    assert not folder.exists()
+
+
 def test_umask_closes_what_is_made_and_is_put_back(tmp_path: Path) -> None:
     """Also when the block fails."""
     with contextlib.suppress(ValueError), closed_to_others():

@@ -150,10 +150,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
+    from extproc.observing.log_writer import log_handler
     from extproc.observing.request_log import JsonFormatter
     from metadata_center.service.serve import serve
 
-    handler = logging.StreamHandler()
+    handler = log_handler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     return serve(

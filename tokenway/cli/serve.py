@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
+from extproc.observing.log_writer import log_handler
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
@@ -81,7 +82,7 @@ def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEnc
 
 
 def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
-    handler = logging.StreamHandler()
+    handler = log_handler()
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
