@@ -1,10 +1,11 @@
-"""Files that a user names, opened only if they are regular ones.
+"""Files that a user names: opened only if they are regular ones, written whole or not at all.
 
 Rules:
     1. Opening a FIFO waits for a writer, reading a device may never end: either stops the event loop. What
        a path leads to is looked at before it is opened, and again once it is open.
     2. Symlinks are followed: Kubernetes mounts files as links to regular ones.
-    3. A pipe that the caller opened, such as a shell's `<(...)`, may be read by who reads once and may wait.
+    3. What is written takes its place in one step: a full disk leaves what was there before, and says where.
+    4. A pipe that the caller opened, such as a shell's `<(...)`, may be read by who reads once and may wait.
 """
 
 from __future__ import annotations
@@ -36,6 +37,36 @@ def read_regular(path: Path | str) -> bytes:
     """
     with open_regular(path) as file:
         return file.read()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put a file in place in one step; who reads it has all of it, or what was there before.
+
+    A link, and what is no regular file (`/dev/stdout` for example), is written to as it is.
+
+    Raises:
+        OSError: It cannot be; names the file.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(data)
+        else:
+            _replace(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        fresh.write_bytes(data)
+        if path.exists():
+            fresh.chmod(stat.S_IMODE(path.stat().st_mode))
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def is_descriptor(path: Path | str) -> bool:

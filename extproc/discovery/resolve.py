@@ -5,6 +5,8 @@ Rules:
        executor a few names whose servers hang would hold up everything else that is run there.
     2. At most `MAX_THREADS` look-ups run; a name whose last look-up still hangs is not asked twice.
     3. The threads are daemons: a process that ends waits for no name server.
+    4. Addresses that no engine can have are none: name servers that block a name answer 0.0.0.0 or ::, which
+       is the machine of whoever connects.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import contextlib
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+
+from metadata_center.addresses import is_of_many, is_unspecified
 
 MAX_THREADS = 64
 """Look-ups at a time. A thread that waits for an answer costs some 50 KiB; a fleet of 1,000 names at 1 ms
@@ -108,4 +112,8 @@ def _ask_system(name: str) -> list[str]:
     """Blocks until the system's resolver answers or gives up."""
     answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     addresses = dict.fromkeys(str(answer[4][0]) for answer in answers)
-    return [address for address in addresses if "%" not in address]  # a zone means nothing to Envoy
+    found = [address for address in addresses if "%" not in address]  # a zone means nothing to Envoy
+    usable = [address for address in found if not (is_unspecified(address) or is_of_many(address))]
+    if found and not usable:
+        raise OSError(f"no engine can have {found[0]}")
+    return usable

@@ -184,9 +184,10 @@ def counters_path(folder: Path) -> Path:
 
 def _clear(folder: Path) -> None:
     """Take away what processes of ours made; whoever calls has the lock, and they have ended."""
-    for path in folder.iterdir():
-        if path == counters_path(folder) or _SOCKET_NAME.fullmatch(path.name):
-            path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # somebody took the folder away
+        for path in folder.iterdir():
+            if path == counters_path(folder) or _SOCKET_NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _check_parents(folder: Path) -> None:

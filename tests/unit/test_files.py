@@ -26,7 +26,7 @@ from extproc.server.kubernetes_api import _tls_context, access_of
 from extproc.server.modules import ROOT
 from extproc.transport import dialling
 from extproc.transport.listen_tls import ListenTls, TlsFiles
-from metadata_center.files import open_regular, read_regular, require_regular
+from metadata_center.files import open_regular, read_regular, require_regular, write_whole
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.transport import TransportError
@@ -208,3 +208,37 @@ def test_a_folder_and_a_missing_file_keep_their_words(tmp_path: Path) -> None:
         read_regular(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "missing")
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk left half a manifest, and an error without a name."""
+    path = tmp_path / "gateway.yaml"
+    write_whole(path, "before")
+    path.chmod(0o600)
+    write, mode = Path.write_bytes, 0o600
+
+    def half(to: Path, content: bytes) -> int:
+        write(to, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left") as raised:
+            write_whole(path, "what comes after")
+    assert raised.value.filename == str(path)
+    assert path.read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    write_whole(path, "after")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("after", mode)
+
+
+def test_what_is_no_file_of_ones_own_is_written_to_as_it_is(tmp_path: Path) -> None:
+    """A link, /dev/stdout for one, stays one; a device is none the less named when it is full."""
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", b"after")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "after"
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_whole(Path("/dev/full"), "x")
+    assert raised.value.filename == "/dev/full"

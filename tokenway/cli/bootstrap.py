@@ -11,6 +11,7 @@ from extproc.server.bootstrap import as_yaml, fill, template
 from extproc.server.run_dir import run_dir, socket_path
 from extproc.server.secret_files import by_secret_files
 from metadata_center.addresses import ACCEPTED, Address, ip_or_none
+from metadata_center.files import write_whole
 
 
 def bootstrap(path: Path, listen: str, envoy_admin_port: int, sds: Path | None = None) -> int:
@@ -45,9 +46,7 @@ def write_secret_files(document: dict[str, Any], folder: Path) -> None:
     files = by_secret_files(document, place)
     place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        new = place / f".{name}.new"
-        new.write_text(as_yaml(content), encoding="utf-8")
-        new.replace(place / name)
+        write_whole(place / name, as_yaml(content))
 
 
 def listen_address(text: str) -> Address:

@@ -13,6 +13,7 @@ from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import shipped
+from metadata_center.files import write_whole
 from tokenway.cli.bootstrap import document_of, sockets_of
 
 _UNUSED = "127.0.0.1:10000", 15000
@@ -45,7 +46,7 @@ def render_istio(path: Path, out: Path | None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name, manifests in found.items():
         if manifests:
-            (out / name).write_text(as_yaml(manifests), encoding="utf-8")
+            write_whole(out / name, as_yaml(manifests))
         elif (out / name).exists():
             left = f"{out / name}: warning: nothing goes there now; what it has is of before: delete it"
             print(printable(f"{left} (`kubectl delete -f`), then the file"), file=sys.stderr)

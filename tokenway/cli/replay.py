@@ -16,7 +16,7 @@ import orjson
 
 from extproc.observing.printable import printable
 from extproc.observing.wording import counted
-from metadata_center.files import read_regular
+from metadata_center.files import read_regular, write_whole
 from tokenway.cli.replay_options import replay_parser
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.replay.caches import ViewKind
@@ -117,7 +117,7 @@ def _replay(options: argparse.Namespace) -> int:
             "dropped": first.dropped,
         }
         content = document(command, results, timings=not options.no_timings)
-        options.json.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        write_whole(options.json, orjson.dumps(content, option=orjson.OPT_INDENT_2))
     if options.plots is not None:
         from tokenway.simulator.replay.plots import draw
 
