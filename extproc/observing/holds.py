@@ -100,8 +100,10 @@ def _place_line(hold: Mapping[str, Any]) -> str:
         f"in line    {in_ms(hold['place_s'])} after its arrival   its work, {in_ms(counted['work_s'])}, "
         f"counted {why}"
     )
-    if hold["fairness_lag_s"]:
+    if hold["fairness_lag_s"] > 0:
         line += f"   its fairness id had its turn: {in_ms(hold['fairness_lag_s'])} later"
+    elif hold["fairness_lag_s"] < 0:
+        line += f"   other fairness ids had more: {in_ms(-hold['fairness_lag_s'])} sooner"
     if hold["yielded"]:
         line += f"   behind those that could still be in time: {in_ms(hold['yields_s'])} later"
     return line
