@@ -31,7 +31,6 @@ from typing import Any, Final
 import yaml
 
 from benchmarks import processes
-from benchmarks.real_path import machine
 from benchmarks.setups import CLUSTER, ENVOY, FLOORS, envoy_config, python_module, serves
 from benchmarks.traffic import Target, closed_loop, requests
 from testbed.processes import free_port
@@ -244,6 +243,21 @@ async def start(stack: ExitStack, name: str, document: Document, root: Path) -> 
     return Variant(name, port, pid)
 
 
+async def floor(stack: ExitStack, root: Path) -> tuple[Path, list[int]]:
+    """A bare servicer and the engines, killed at the end; its socket, and their ports.
+
+    Raises:
+        TimeoutError: The servicer does not start.
+    """
+    engines, socket = [free_port() for _ in range(ENGINES)], root / "floor.sock"
+    stack.enter_context(python_module("benchmarks.traffic", "--apart", "127.0.0.1", *map(str, engines)))
+    keys = [f"127.0.0.1:{engine}" for engine in engines]
+    options = ("--first-chunk", FLOORS["floor"], str(socket), CLUSTER, *keys)
+    stack.enter_context(python_module("benchmarks.floor", *options))
+    await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
+    return socket, engines
+
+
 async def by_turns(
     variants: Sequence[Variant], sent: Sequence[Phase], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
@@ -321,14 +335,9 @@ async def measure(
     Raises:
         TimeoutError: Something does not start.
     """
-    engines = [free_port() for _ in range(ENGINES)]
-    keys = [f"127.0.0.1:{engine}" for engine in engines]
     with tempfile.TemporaryDirectory(prefix="twe", dir="/tmp") as folder, ExitStack() as stack:
-        root, socket = Path(folder), Path(folder) / "floor.sock"
-        stack.enter_context(python_module("benchmarks.traffic", "--apart", "127.0.0.1", *map(str, engines)))
-        floor = ("--first-chunk", FLOORS["floor"], str(socket), CLUSTER, *keys)
-        stack.enter_context(python_module("benchmarks.floor", *floor))
-        await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
+        root = Path(folder)
+        socket, engines = await floor(stack, root)
         variants = []
         for name, leave_out in {SHIPPED: lambda _: None, **pieces}.items():
             document = yaml.safe_load(envoy_config("floor", free_port(), free_port(), str(socket), engines))
@@ -341,6 +350,19 @@ async def measure(
         return await by_turns(variants, sent, rounds, seconds)
 
 
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """The options of `by_turns`."""
+    parser.add_argument("--rounds", type=_rounds, default=6, help="at least 2 (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per phase (default: %(default)s)")
+
+
+def _rounds(text: str) -> int:
+    rounds = int(text)
+    if rounds < 2:
+        raise argparse.ArgumentTypeError("at least 2: quartiles are shown")
+    return rounds
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -348,14 +370,11 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=6, help="at least 2 (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="per phase (default: %(default)s)")
+    add_turns(parser)
     parser.add_argument("--only", help=f"pieces by semicolon; none for an empty one; of {'; '.join(PIECES)}")
     parser.add_argument("--bootstrap", type=Path, nargs="+", default=[], help="files that take part besides")
     parser.add_argument("--sizes", default="", help="bytes of prompts of JSON requests, by comma")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds is at least two: quartiles are shown")
     names = list(PIECES) if options.only is None else [name for name in options.only.split(";") if name]
     if set(names) - set(PIECES):
         parser.error(f"no piece is called {', '.join(sorted(set(names) - set(PIECES)))}")
@@ -363,7 +382,9 @@ def main() -> None:
     others = {path.name: path for path in options.bootstrap}
     pieces = {name: PIECES[name] for name in names}
     found = asyncio.run(measure(pieces, others, sent, options.seconds, options.rounds))
-    print(f"{json.dumps(machine())}\n\n{table(found, [phase.name for phase in sent])}\n", flush=True)
+    print(
+        f"{json.dumps(processes.machine())}\n\n{table(found, [phase.name for phase in sent])}\n", flush=True
+    )
     print(
         json.dumps(
             {

@@ -27,9 +27,8 @@ from typing import Final
 import yaml
 
 from benchmarks import processes
-from benchmarks.envoy_pieces import ENGINES, Document, by_turns, phases, start, without_filters
-from benchmarks.real_path import machine
-from benchmarks.setups import CLUSTER, FLOORS, envoy_config, python_module
+from benchmarks.envoy_pieces import Document, add_turns, by_turns, floor, phases, start, without_filters
+from benchmarks.setups import CLUSTER, envoy_config
 from benchmarks.traffic import MODEL
 from testbed.assembled import assembled
 from testbed.processes import free_port
@@ -87,15 +86,10 @@ async def measure(
     Raises:
         TimeoutError: Something does not start.
     """
-    engines = [free_port() for _ in range(ENGINES)]
-    keys = [f"127.0.0.1:{engine}" for engine in engines]
     sent = phases(())
     with tempfile.TemporaryDirectory(prefix="twe", dir="/tmp") as folder, ExitStack() as stack:
-        root, socket = Path(folder), Path(folder) / "floor.sock"
-        stack.enter_context(python_module("benchmarks.traffic", "--apart", "127.0.0.1", *map(str, engines)))
-        floor = ("--first-chunk", FLOORS["floor"], str(socket), CLUSTER, *keys)
-        stack.enter_context(python_module("benchmarks.floor", *floor))
-        await processes.until(lambda: asyncio.to_thread(socket.exists), "floor")
+        root = Path(folder)
+        socket, engines = await floor(stack, root)
         variants = []
         if not is_profile_alone:
             text = envoy_config("floor", free_port(), free_port(), str(socket), engines)
@@ -129,14 +123,11 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=6, help="at least 2 (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="per phase (default: %(default)s)")
+    add_turns(parser)
     parser.add_argument("--profile-only", action="store_true", help="leave our bootstrap out")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds is at least two: quartiles are shown")
     found = asyncio.run(measure(options.seconds, options.rounds, is_profile_alone=options.profile_only))
-    print(f"{json.dumps(machine())}\n\n{table(found)}\n", flush=True)
+    print(f"{json.dumps(processes.machine())}\n\n{table(found)}\n", flush=True)
     print(json.dumps(found))
 
 

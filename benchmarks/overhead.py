@@ -27,8 +27,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -94,12 +92,7 @@ async def measure(seconds: float, rounds: int, rates_per_s: Sequence[float], wor
             figures |= await _idle(root, engines[0])
     algorithm = Algorithm.LEAST_COMPLETION
     figures["decision_us"] = {str(n): round(decisions(n, algorithm), 1) for n in (10, 100, 1000)}
-    figures["machine"] = {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    figures["machine"] = processes.machine()
     return figures
 
 

@@ -30,10 +30,11 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
+from benchmarks import processes
 from benchmarks.conversations import conversations, one_token_words, prompts
 from benchmarks.peer_routers import add_only, chosen
 from benchmarks.real_engines import WARMUP_S, Gateway, Real, measure_together
-from benchmarks.real_path import KNEE_REQUESTS, machine, schedule
+from benchmarks.real_path import KNEE_REQUESTS, schedule
 from benchmarks.real_path_setups import SETUPS
 from testbed.tokenizer_folder import write_tokenizer
 
@@ -132,7 +133,7 @@ async def compare(
         seconds: How long arrivals count, after the warm-up.
     """
     until_s = WARMUP_S + seconds
-    report: dict[str, Any] = {"machine": machine(), "seconds": seconds, "rates": {}}
+    report: dict[str, Any] = {"machine": processes.machine(), "seconds": seconds, "rates": {}}
     print(f"{json.dumps(report['machine'])}\n\n{HEAD}", flush=True)
     with tempfile.TemporaryDirectory(prefix="twq", dir="/tmp", ignore_cleanup_errors=True) as folder:
         tokenizer = write_tokenizer(Path(folder) / "tokenizer")

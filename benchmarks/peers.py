@@ -36,7 +36,6 @@ from typing import Any, Final
 
 from benchmarks import peer_environment, processes
 from benchmarks.peer_routers import Router, add_only, chosen
-from benchmarks.real_path import machine
 from benchmarks.setups import Setup, python_module, setup
 from benchmarks.traffic import Target, closed_loop, open_loop, over_rounds, requests, run
 from testbed.processes import free_port
@@ -241,7 +240,7 @@ async def compare(routers: Sequence[Router], seconds: float, rounds: int) -> dic
             print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
     print(f"\n{table(found, sent)}\n", flush=True)
     return {
-        "machine": machine(),
+        "machine": processes.machine(),
         "load_before": round(load_before, 2),
         "rounds": rounds,
         "seconds": seconds,

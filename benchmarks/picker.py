@@ -14,7 +14,8 @@ CPU is what the kernel's scheduler says of all threads of a process (/proc/PID/t
 the picker's apart, over a phase, divided by its requests; of Envoy that of `alone` is in it. The four take
 turns, `--rounds` times; a figure of CPU is the median of the rounds, `_least` the least. A chunk's is that of
 a phase of long streams, divided by the messages that Envoy counts. Latencies are at the client, of requests
-one at a time, of all rounds, minus those of `alone`. The last line is a JSON object.
+one at a time: each round's quantile less that of `alone` in the same round, and of those the median. The last
+line is a JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import re
 import tempfile
 import urllib.request
@@ -35,8 +35,9 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks import processes
+from benchmarks.processes import scheduled_s
 from benchmarks.setups import ENVOY, python_module
-from benchmarks.traffic import MODEL, STREAM_END, TOKEN, Engine, Target, closed_loop, quantile, requests
+from benchmarks.traffic import MODEL, ApartEngine, Target, closed_loop, over_rounds, requests
 from testbed.foreign_gateway import bootstrap
 from testbed.processes import free_port
 
@@ -89,18 +90,10 @@ class Bench:
         return sum(map(int, re.findall(r"stream_msgs_received: (\d+)", text)))
 
 
-def scheduled_s(pid: int) -> float:
-    """CPU time of a process so far, in seconds, to the nanosecond; threads that ended are missing.
-
-    Raises:
-        FileNotFoundError: It is gone.
-    """
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-class PacedEngine(Engine):
+class PacedEngine(ApartEngine):
     """Takes bodies in chunks, as a gateway with a picker sends them, and streams token by token."""
+
+    apart_s = PACE_S
 
     def data_received(self, data: bytes) -> None:
         """Answer a request once it is whole; the next one comes after its answer."""
@@ -112,15 +105,6 @@ class PacedEngine(Engine):
             body = bytes(self._buffer[head_end + 4 :])
             self._buffer.clear()
             self._answer(b"", body)
-
-    def _stream(self, left: int) -> None:
-        if self._transport.is_closing():
-            return
-        if left:
-            self._transport.write(TOKEN)
-            asyncio.get_running_loop().call_later(PACE_S, self._stream, left - 1)
-        else:
-            self._transport.write(STREAM_END)
 
 
 async def serve_engine(port: int) -> None:
@@ -178,12 +162,7 @@ async def measure(seconds: float, rounds: int) -> Figures:
                 print(f"[{label}] {json.dumps(figures)}", flush=True)
             figures |= await _streams(bench, seconds, rounds)
             loads.append(os.getloadavg()[0])
-    figures["machine"] = {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": [round(min(loads), 1), round(max(loads), 1)],
-    }
+    figures["machine"] = {**processes.machine(), "load_average": [round(min(loads), 1), round(max(loads), 1)]}
     return figures
 
 
@@ -194,13 +173,13 @@ class Rounds:
     Attributes:
         picker_us: CPU per request, of each phase.
         envoy_us: The same of Envoy.
-        latencies_ms: Of all requests.
+        latencies_ms: Of the requests of each phase.
         messages: From the picker to Envoy, of all phases.
     """
 
     picker_us: list[float] = field(default_factory=list)
     envoy_us: list[float] = field(default_factory=list)
-    latencies_ms: list[float] = field(default_factory=list)
+    latencies_ms: list[list[float]] = field(default_factory=list)
     messages: int = 0
 
     async def add(
@@ -214,7 +193,7 @@ class Rounds:
         await asyncio.sleep(LAST_MESSAGES_S)
         self.picker_us.append((scheduled_s(bench.picker) - picker_s) / len(latencies_ms) * 1e6)
         self.envoy_us.append((scheduled_s(bench.envoy) - envoy_s) / len(latencies_ms) * 1e6)
-        self.latencies_ms += latencies_ms
+        self.latencies_ms.append(latencies_ms)
         self.messages += bench.messages() - messages
 
 
@@ -241,8 +220,8 @@ async def _whole(bench: Bench, label: str, num_bytes: int, seconds: float, round
         figures[f"{name}_{label}_picker_us"] = round(median(found.picker_us), 1)
         figures[f"{name}_{label}_picker_us_least"] = round(min(found.picker_us), 1)
         for q, quantile_name in ((0.5, "p50"), (0.99, "p99")):
-            added_ms = quantile(found.latencies_ms, q) - quantile(alone_ms, q)
-            figures[f"{name}_{label}_added_{quantile_name}_ms"] = round(added_ms, 3)
+            added_ms = over_rounds(found.latencies_ms, q, alone_ms)
+            figures[f"{name}_{label}_added_{quantile_name}_ms"] = round(added_ms.median, 3)
     return figures
 
 
@@ -255,7 +234,7 @@ async def _streams(bench: Bench, seconds: float, rounds: int) -> Figures:
         figures[f"{name}_streams_envoy_us_per_token"] = round(median(found.envoy_us) / STREAM_TOKENS, 2)
         if name == "alone":
             continue
-        messages = found.messages / len(found.latencies_ms)
+        messages = found.messages / sum(map(len, found.latencies_ms))
         figures[f"{name}_streams_picker_us_per_token"] = round(median(found.picker_us) / STREAM_TOKENS, 2)
         figures[f"{name}_streams_picker_us_per_message"] = round(median(found.picker_us) / messages, 2)
         figures[f"{name}_streams_picker_us_per_message_least"] = round(min(found.picker_us) / messages, 2)

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 POLL_S = 0.05
@@ -25,6 +26,16 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """What a benchmark runs on, for its report; the load is that of now."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
 
 
 def cpu_s(pid: int) -> float:

@@ -28,7 +28,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -265,16 +264,6 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    return {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-
-
 async def compare(setups: Sequence[Setup], rates: Sequence[float], seconds: float) -> dict[str, Any]:
     """Everything, printed on the way; what the last line holds.
 
@@ -283,7 +272,7 @@ async def compare(setups: Sequence[Setup], rates: Sequence[float], seconds: floa
         rates: Requests per second; none for those of the knee.
         seconds: How long arrivals count, after the warm-up.
     """
-    report: dict[str, Any] = {"machine": machine(), "rates": {}, "skipped": {}}
+    report: dict[str, Any] = {"machine": processes.machine(), "rates": {}, "skipped": {}}
     print(json.dumps(report["machine"]), flush=True)
     taken = []
     for setup in setups:

@@ -36,7 +36,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import processes
 from benchmarks.real_engines import ENGINES, MODEL, Engine, Front, engine_command, until_answers
-from benchmarks.real_path import machine
 from benchmarks.real_path_setups import CLUSTER, SETUPS, folder_of
 from testbed.processes import free_port
 from testbed.tokenizer_folder import write_tokenizer
@@ -323,7 +322,7 @@ async def soak(seconds: float, rate: float, seed: int) -> tuple[dict[str, Any], 
     wrong = [f"{name} is {value:g} at the end" for name, value in {**running, **faults}.items() if value]
     wrong += [f"{role} grew by {mib:.1f} MiB" for role, mib in growth.items() if mib > MAX_GROWTH_MIB]
     report = {
-        "machine": machine(),
+        "machine": processes.machine(),
         "seconds": seconds,
         "requests": dict(clients.ends),
         "trouble": dict(trouble.done),

@@ -140,14 +140,16 @@ class Engine(asyncio.Protocol):
 
 
 class ApartEngine(Engine):
-    """Streams token by token, `APART_S` apart, so that each comes in a packet of its own."""
+    """Streams token by token, `apart_s` apart, so that each comes in a packet of its own."""
+
+    apart_s = APART_S
 
     def _stream(self, left: int) -> None:
         if self._transport.is_closing():
             return
         if left:
             self._transport.write(TOKEN)
-            asyncio.get_running_loop().call_later(APART_S, self._stream, left - 1)
+            asyncio.get_running_loop().call_later(self.apart_s, self._stream, left - 1)
         else:
             self._transport.write(STREAM_END)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -192,11 +191,7 @@ def main() -> None:
         figures |= run(whole(before, options.seconds, options.rounds, options.rates))
     for name, found in sorted(figures.items()):
         print(f"{name}: {found}")
-    figures["machine"] = {
-        "cpu": processes.cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    figures["machine"] = processes.machine()
     print(json.dumps(figures))
 
 

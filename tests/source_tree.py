@@ -21,6 +21,7 @@ CORE = (
     "extproc/picker/machine.py",
     "extproc/picker/answer.py",
     "extproc/picker/control_headers.py",
+    "extproc/picker/reading.py",
     "extproc/picker/renaming.py",
     "extproc/transport/seam.py",
     "extproc/transport/http2/*.py",
@@ -175,8 +176,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.protocol": "extproc.build_kind extproc.values extproc.errors extproc.request.answer_head "
         "extproc.request.first_token extproc.transport metadata_center",
         "extproc.picker": "extproc.values extproc.errors extproc.protocol extproc.request.answer_head "
-        "extproc.request.first_token extproc.request.sanitize extproc.accesslog.usage extproc.transport "
-        "metadata_center",
+        "extproc.request.first_token extproc.request.sanitize extproc.accesslog.answer_errors "
+        "extproc.accesslog.usage extproc.transport metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.build_kind extproc.values extproc.errors extproc.choosing "
         "extproc.predicting metadata_center",

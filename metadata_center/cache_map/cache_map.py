@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Final
 
 from metadata_center.cache_map.holders import Holders, Replica
@@ -62,14 +63,13 @@ class CacheMap:
     def stats(self) -> CacheMapStats:
         """Sizes and counts. O(replicas)."""
         replicas = self._holders.replicas
-        counts = {name: getattr(self._counts, name) for name in Counts.__slots__}
         return CacheMapStats(
+            **asdict(self._counts),
             replicas=len(replicas),
             stored=self._tree.stored,
             held=sum(replica.blocks for replica in replicas),
             runs=self._tree.size,
             sweeping=self._holders.gone.bit_count() // 2,
-            **counts,
         )
 
     def attach(self, endpoint: EndpointKey, rank: int, model: str, vocabulary: Sequence[bytes]) -> Replica:

@@ -40,17 +40,12 @@ class Matches:
     counted_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMapStats:
-    """Sizes now, and counts since the start. Counts are of blocks unless they say otherwise.
+@dataclass(slots=True)
+class Counts:
+    """What was counted since the start: blocks, unless it says otherwise.
 
     Attributes:
-        replicas: Attached.
-        stored: Blocks in the tree, and further names of them (engines that hash with another seed).
-        held: Blocks held, summed over replicas and media.
-        runs: Nodes of the tree.
-        doubted: Blocks whose tokens may not be how the tokenizer cuts their text.
-        sweeping: Replicas cleared or removed whose blocks are not swept yet.
+        doubted: Whose tokens may not be how the tokenizer cuts their text, now.
         announced: Named in stored events that were looked at.
         removed: Named in removed events and found.
         orphans: Not stored because their parent is unknown.
@@ -63,12 +58,7 @@ class CacheMapStats:
         refuted: Doubted blocks found wrong.
     """
 
-    replicas: int = 0
-    stored: int = 0
-    held: int = 0
-    runs: int = 0
     doubted: int = 0
-    sweeping: int = 0
     announced: int = 0
     removed: int = 0
     orphans: int = 0
@@ -82,17 +72,19 @@ class CacheMapStats:
 
 
 @dataclass(slots=True)
-class Counts:
-    """The counts of `CacheMapStats`, while they grow."""
+class CacheMapStats(Counts):
+    """Sizes, and the counts as they were with them.
 
-    doubted: int = 0
-    announced: int = 0
-    removed: int = 0
-    orphans: int = 0
-    refused: int = 0
-    opaque: int = 0
-    ignored: int = 0
-    unmatched: int = 0
-    asked: int = 0
-    confirmed: int = 0
-    refuted: int = 0
+    Attributes:
+        replicas: Attached.
+        stored: Blocks in the tree, and further names of them (engines that hash with another seed).
+        held: Blocks held, summed over replicas and media.
+        runs: Nodes of the tree.
+        sweeping: Replicas cleared or removed whose blocks are not swept yet.
+    """
+
+    replicas: int = 0
+    stored: int = 0
+    held: int = 0
+    runs: int = 0
+    sweeping: int = 0

@@ -81,8 +81,10 @@ class _RemovedMap(msgspec.Struct, gc=False, tag_field="type", tag="BlockRemoved"
     group_idx: Any = None
 
     def event(self) -> BlockRemoved:
-        """The value."""
-        return _removed(self.block_hashes, self.medium, self.group_idx)
+        """The value. Where the rest cannot be read, it is gone from wherever it may have been."""
+        medium, group = self.medium, self.group_idx
+        where = medium if medium is None or type(medium) is str else ANYWHERE
+        return BlockRemoved(_all_unsigned(self.block_hashes), where, group if type(group) is int else None)
 
 
 class _ClearedMap(msgspec.Struct, gc=False, tag_field="type", tag="AllBlocksCleared"):
@@ -126,24 +128,12 @@ class _StoredArray(msgspec.Struct, gc=False, array_like=True, tag_field="type", 
         )
 
 
-class _RemovedArray(msgspec.Struct, gc=False, array_like=True, tag_field="type", tag="BlockRemoved"):
+class _RemovedArray(_RemovedMap, array_like=True):
     """A removed event by position."""
 
-    block_hashes: list[_Hash]
-    medium: Any = None
-    group_idx: Any = None
 
-    def event(self) -> BlockRemoved:
-        """The value."""
-        return _removed(self.block_hashes, self.medium, self.group_idx)
-
-
-class _ClearedArray(msgspec.Struct, gc=False, array_like=True, tag_field="type", tag="AllBlocksCleared"):
+class _ClearedArray(_ClearedMap, array_like=True):
     """A cleared event by position."""
-
-    def event(self) -> AllBlocksCleared:
-        """The value."""
-        return AllBlocksCleared()
 
 
 _MapEvent = _StoredMap | _RemovedMap | _ClearedMap
@@ -424,12 +414,6 @@ def _any_event(raw: msgspec.Raw) -> BlockStored | BlockRemoved | AllBlocksCleare
 def _all_unsigned(hashes: list[_Hash]) -> list[int]:
     """As `_unsigned` says, without a call for each."""
     return [int.from_bytes(item[-8:], "big") if isinstance(item, bytes) else item & _MASK for item in hashes]
-
-
-def _removed(hashes: list[_Hash], medium: Any, group: Any) -> BlockRemoved:
-    """Where the rest cannot be read, what is removed is gone from wherever it may have been."""
-    where = medium if medium is None or type(medium) is str else ANYWHERE
-    return BlockRemoved(_all_unsigned(hashes), where, group if type(group) is int else None)
 
 
 def _adapter(lora_id: Any) -> int | None:

@@ -14,6 +14,8 @@ from metadata_center.types import Charge, EndpointKey, RequestId
 class SharedLoad:
     """A `LoadStore`: what is charged here is shared with others, what they have is in the views.
 
+    It has a `LoadTable` and is none: of a class that is compiled nothing interpreted may inherit.
+
     Args:
         table: Charges of this process.
         others: Follow each charge.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ from tests.picking import asked, pick
 PODS = "/api/v1/namespaces/models/pods"
 POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/models/inferencepools"
 DEADLINE_S = 20.0
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> Iterator[None]:
-    """A configuration sets the level of all loggers of the product."""
-    logger = logging.getLogger("tokenway")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 def pod(number: int, *, ready: bool = True, **metadata: Any) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,6 @@ pytestmark = pytest.mark.asyncio
 
 A, B = "127.0.0.11", "127.0.0.12"
 QWEN = "outbound|9000||qwen.models.internal"
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> Iterator[None]:
-    """A configuration sets the level of all loggers of the product."""
-    logger = logging.getLogger("tokenway")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ BODY = json.dumps(
 )
 DEADLINE_S = 10.0
 STREAM_ACCESS_LOGS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> Iterator[None]:
-    """A configuration sets the level of all loggers of the product."""
-    logger = logging.getLogger("tokenway")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ from extproc.server.worker import Stage, Worker
 from extproc.xds.cluster_kinds import ClusterKind
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> Iterator[None]:
-    """A configuration sets the level of all loggers of the product."""
-    logger = logging.getLogger("tokenway")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 class Installation:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from extproc.observing.request_log import REQUEST_LOGGER, JsonFormatter, RequestLog, block_key
+from extproc.observing.request_log import RequestLog, block_key
 from tests.conftest import BLOCK_BYTES, Rig, chat
+from tests.request_lines import request_lines
 from tokenway.cli.replay import replay
 from tokenway.simulator.replay.log_lines import ended_request
 from tokenway.simulator.replay.readers import Format, TraceError, read_trace
@@ -24,17 +24,8 @@ TOKENS_PER_BYTE = 0.25
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
     """What the gateway logs of its requests, formatted as in production."""
-    logger, stream = logging.getLogger(REQUEST_LOGGER), io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
-    logger.addHandler(handler)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    yield stream
-    logger.removeHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = propagate
+    with request_lines() as stream:
+        yield stream
 
 
 SECRET = "the installation's secret"

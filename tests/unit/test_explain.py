@@ -7,8 +7,6 @@ import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import orjson
@@ -33,6 +31,7 @@ from extproc.values.outcomes import Ended, Outcome
 from extproc.values.prices import Prices
 from extproc.values.requests import Operation
 from metadata_center.types import MANY_ROWS, EndpointKey, RequestId
+from tests.admin_answers import answering
 from tokenway.cli.explain import explain
 
 KEYS = tuple(EndpointKey(f"10.0.0.{host}:8000") for host in range(1, 5))
@@ -334,24 +333,9 @@ def admin_url(record: DecisionRecord) -> Iterator[str]:
         "/explain?last=2": {"records": [to_json(record), to_json(record)]},
         "/explain?last=9": {"records": []},
     }
-
-    class Admin(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status = 500 if self.path == "/explain/broken" else 200 if self.path in answers else 404
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(orjson.dumps(answers.get(self.path)))
-
-        def log_request(self, code: object = "-", size: object = "-") -> None:
-            """Stay silent."""
-
-    server = HTTPServer(("127.0.0.1", 0), Admin)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    pages = {path: (200, orjson.dumps(answer)) for path, answer in answers.items()}
+    with answering({**pages, "/explain/broken": (500, b"null")}) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
 from extproc.config.loading import load_all
-from extproc.istio_gateway.manifests import RenderingError
+from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.server.bootstrap import template
 from extproc.xds.cluster_encoding import encode

@@ -417,14 +417,14 @@ def test_no_more_than_the_head_is_kept() -> None:
 
 def test_the_head_of_a_stream_is_its_first_event() -> None:
     """It comes before the first token, which is still waited for where it is wanted."""
-    created = AnswerHead(COMMENT + CREATED)
+    created = AnswerHead(CREATED)
     assert head_of([COMMENT, CREATED, OUTPUT], stream=True) == [CONTINUE, created, CONTINUE, *LATE]
     assert head_of([COMMENT, CREATED, OUTPUT], stream=True, want_first_chunk=False) == [
         CONTINUE,
         created,
         Finish(),
     ]
-    assert head_of([CREATED + OUTPUT], stream=True) == [AnswerHead(CREATED + OUTPUT), *ON_TIME]
+    assert head_of([CREATED + OUTPUT], stream=True) == [AnswerHead(CREATED), *ON_TIME]
 
 
 def test_an_error_instead_of_a_stream_has_a_head_and_no_token() -> None:

@@ -29,6 +29,7 @@ from extproc.values.decisions import DecisionRecord
 from extproc.values.outcomes import Ended, Outcome
 from extproc.values.requests import Operation
 from metadata_center.types import EndpointKey, RequestId
+from tests.request_lines import request_lines
 from tests.unit.ended import ending, refusal, sent
 
 CANARY = "sk-canary-7f3a"
@@ -58,17 +59,8 @@ OUTCOME = Outcome(
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
     """What the request logger writes, formatted as in production."""
-    logger, stream = logging.getLogger(REQUEST_LOGGER), io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
-    logger.addHandler(handler)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    yield stream
-    logger.removeHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = propagate
+    with request_lines() as stream:
+        yield stream
 
 
 def formatted(**extra: object) -> str:

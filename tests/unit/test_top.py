@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.admin_answers import answering
 from tokenway.cli.top import render_endpoints, top
 
 ROW = {
@@ -36,6 +35,7 @@ def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
     return {
         "endpoints": list(rows),
         "sources": {},
+        "store": None,
         "in_flight": 3,
         "held": 1,
         "workers": 2,
@@ -46,25 +46,8 @@ def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
 @pytest.fixture
 def admin_url() -> Iterator[str]:
     """A server that answers `/endpoints` only."""
-    body = json.dumps(answer(ROW)).encode()
-
-    class Admin(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/endpoints"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(body if found else b"")
-
-        def log_request(self, code: object = "-", size: object = "-") -> None:
-            """Stay silent."""
-
-    server = HTTPServer(("127.0.0.1", 0), Admin)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering({"/endpoints": (200, json.dumps(answer(ROW)).encode())}) as url:
+        yield url
 
 
 def test_table_shows_load_cache_share_and_latency() -> None:
@@ -87,6 +70,29 @@ def test_sources_show_how_old_their_word_is() -> None:
     }
     _, *lines, blank, _, _ = render_endpoints({**answer(ROW), "sources": sources}).splitlines()
     assert lines == ["source istio   in sync", "source kubernetes   last in sync 35 s ago"]
+    assert blank == ""
+
+
+@pytest.mark.parametrize(
+    ("store", "line"),
+    [
+        ({"state": "joining"}, None),
+        ({"state": "joined"}, None),
+        ({"state": "not_joined", "reason": "WRONGPASS", "for_s": 3.2}, "not joined for 3 s: WRONGPASS"),
+        ({"state": "lost", "reason": "no\nanswer", "for_s": 61.0}, "lost 61 s ago: no\\x0aanswer"),
+        ({"state": "not_writable", "reason": "a", "for_s": 0.0, "workers": 2}, "takes nothing for 0 s: a"),
+        (
+            {"state": "emptied", "reason": "a", "for_s": 1, "workers": 1},
+            "emptied 1 s ago at 1 of 2 workers: a",
+        ),
+        ({"state": "of_later", "reason": "a", "for_s": 1}, "of_later for 1 s: a"),
+    ],
+)
+def test_the_store_has_a_line_only_where_something_is_wrong(store: dict[str, Any], line: str | None) -> None:
+    """With since when, and at how many workers if not at all."""
+    whole = {"reason": None, "for_s": 0.0, **store}
+    _, *lines, blank, _, _ = render_endpoints({**answer(ROW), "store": whole}).splitlines()
+    assert lines == ([] if line is None else [f"store   {line}"])
     assert blank == ""
 
 

@@ -10,9 +10,10 @@ from typing import Final
 
 from extproc.config.certificates import find_problems, unreadable
 from extproc.config.clusters import ClusterSpec
-from extproc.config.document import Location, read_yaml
+from extproc.config.document import Location
 from extproc.config.engine_files import problems_of
 from extproc.config.loading import effective, read_all, read_once, unlisted
+from extproc.config.notation import read_yaml
 from extproc.config.schema import Config
 from extproc.config.sections.fields import Section
 from extproc.errors import ConfigError

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from extproc.config.document import UNREADABLE
+from extproc.config.notation import UNREADABLE
 from extproc.discovery.kubernetes.fields import mapping_at
 from extproc.errors import ConfigError
 from metadata_center.addresses import in_brackets, ip_or_none, is_loopback
