@@ -18,7 +18,7 @@ from extproc.config.clusters import ClusterSpec, parse_clusters
 from extproc.config.collisions import collisions
 from extproc.config.document import MAX_PROBLEMS, Document, Location, unknown, without_passwords
 from extproc.config.notation import read_yaml
-from extproc.config.rule_headers import never_arrives
+from extproc.config.rule_headers import Edge, never_arrives, never_said
 from extproc.config.schema import Config
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.config.sections.models import Model, RuleSection
@@ -249,13 +249,20 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
 
 
 def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
-    return [
-        (("models", model_name, "rules", i, "headers"), problem)
-        for model_name, model in config.models.items()
-        for i, rule in enumerate(model.rules)
-        for name in rule.headers
-        if (problem := never_arrives(name, config.request.allow_headers)) is not None
-    ]
+    edge = Edge.OWN if config.istio_gateway is None else Edge.ISTIO
+    if config.endpoint_picker is not None:
+        edge = Edge.FOREIGN
+    problems: list[tuple[Location, str]] = []
+    for model_name, model in config.models.items():
+        for i, rule in enumerate(model.rules):
+            place = ("models", model_name, "rules", i, "headers")
+            for name, value in rule.headers.items():
+                problem = never_arrives(name, config.request.allow_headers, edge)
+                if problem is not None:
+                    problems.append((place, problem))
+                elif (problem := never_said(value)) is not None:
+                    problems.append(((*place, name), problem))
+    return problems
 
 
 def read_file(path: Path) -> str:
