@@ -115,7 +115,9 @@ def test_one_that_comes_late_is_not_behind_another_ids_flood() -> None:
     assert gone == ["a", "late"]
     record = to_json(busy.rig.record("late"))
     assert record["hold"]["fairness_lag_s"] == -5.0
-    assert "other fairness ids had more: 5000.0 ms sooner" in render(record)
+    page = render(record)
+    assert "other fairness ids had more: 5000.0 ms sooner" in page
+    assert " ms before its arrival   its work, " in page
     assert verdict(record) == "recomputed: same choice, same place in line"
 
 
