@@ -98,8 +98,8 @@ def _place_line(hold: Mapping[str, Any]) -> str:
             why += f" and the mean request had {in_ms(counted['mean_s'])}"
     when = "before" if hold["place_s"] < 0 else "after"
     line = (
-        f"in line    {in_ms(abs(hold['place_s']))} {when} its arrival   its work, {in_ms(counted['work_s'])}, "
-        f"counted {why}"
+        f"in line    {in_ms(abs(hold['place_s']))} {when} its arrival   "
+        f"its work, {in_ms(counted['work_s'])}, counted {why}"
     )
     if hold["fairness_lag_s"] > 0:
         line += f"   its fairness id had its turn: {in_ms(hold['fairness_lag_s'])} later"
