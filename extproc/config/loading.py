@@ -1,6 +1,6 @@
 """tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
 
-Only `load`, `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
+Only `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
 reading that `read_all` is given.
 """
 
@@ -39,15 +39,6 @@ _PASSWORD = re.compile(r"(://[^@:]*):.*@", re.DOTALL)
 """To the last `@`: a password may have one itself, or a slash, by which the store's URL is none."""
 
 _SENTINELS = re.compile(r"([?&]sentinel_password=)[^&]*")
-
-
-def load(path: Path) -> Config:
-    """Read a tokenway.yaml.
-
-    Raises:
-        ConfigError: The file cannot be read, or has problems; all of them are named.
-    """
-    return parse(read_file(path), str(path))
 
 
 def load_all(path: Path, settings: Settings = NO_SETTINGS) -> tuple[Config, tuple[ClusterSpec, ...]]:
