@@ -21,6 +21,7 @@ CORE = (
     "extproc/picker/machine.py",
     "extproc/picker/answer.py",
     "extproc/picker/control_headers.py",
+    "extproc/picker/reading.py",
     "extproc/picker/renaming.py",
     "extproc/transport/seam.py",
     "extproc/transport/http2/*.py",
@@ -156,7 +157,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.store metadata_center.addresses metadata_center.backoff metadata_center.files",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history metadata_center.sharing metadata_center.addresses metadata_center.signals",
+        "metadata_center.history metadata_center.sharing metadata_center.addresses metadata_center.signals "
+        "metadata_center.tokens",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",
@@ -175,8 +177,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.protocol": "extproc.build_kind extproc.values extproc.errors extproc.request.answer_head "
         "extproc.request.first_token extproc.transport metadata_center",
         "extproc.picker": "extproc.values extproc.errors extproc.protocol extproc.request.answer_head "
-        "extproc.request.first_token extproc.request.sanitize extproc.accesslog.usage extproc.transport "
-        "metadata_center",
+        "extproc.request.first_token extproc.request.sanitize extproc.accesslog.answer_errors "
+        "extproc.accesslog.usage extproc.transport metadata_center",
         "extproc.health": "extproc.values metadata_center",
         "extproc.observing": "extproc.build_kind extproc.values extproc.errors extproc.choosing "
         "extproc.predicting metadata_center",

@@ -3,7 +3,8 @@
 Rules:
     1. AIGW's format, `{"clusters":[{"name","endpoints":[{"address","port"}]}]}`, plus optional keys.
     2. Strict: an unknown key, a duplicate or a port out of range is an error with its line.
-    3. At most `MAX_ENDPOINTS` endpoints, each counted once by address and port, whichever clusters list it.
+    3. At most `MAX_ENDPOINTS` endpoints, each counted once by address and port, whichever clusters list it,
+       as many clusters, and `MAX_PLACES` of endpoints in them: what is beyond is refused before it is read.
     4. Pure; turning host names into addresses is `resolve.py`'s job.
 """
 
@@ -17,11 +18,18 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from extproc.config.document import Location, read_json, shown
+from extproc.config.document import Document, Location, shown
+from extproc.config.notation import read_json
 from extproc.config.sections.fields import ClusterName, Labels, Name, Section
 from extproc.values.endpoints import MAX_NUM_SEQS_LABEL, MOST_SEQUENCES
 from metadata_center.addresses import ip_or_none
 from metadata_center.load.counters import MAX_ENDPOINTS
+
+MAX_CLUSTERS = MAX_ENDPOINTS
+"""Bound on clusters: each is one of Envoy's, with endpoints or without."""
+
+MAX_PLACES = 16 * MAX_ENDPOINTS
+"""Bound on endpoints where each counts as often as clusters list it: Envoy has it as often."""
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -122,11 +130,28 @@ def parse_clusters(text: str, path: str) -> tuple[ClusterSpec, ...]:
         ConfigError: With every problem, each naming line and key.
     """
     document = read_json(text, path)
+    _refuse_many(document)
     clusters = document.validated(_ClustersFile).clusters
     problems = [*_duplicates(clusters), *_beyond_the_bound(clusters)]
     if problems:
         document.refuse(problems)
     return tuple(_spec(cluster) for cluster in clusters)
+
+
+def _refuse_many(document: Document) -> None:
+    """Raise ConfigError for more than is worth looking at one by one."""
+    data = document.data
+    clusters = data.get("clusters") if isinstance(data, dict) else None
+    if not isinstance(clusters, list):
+        return
+    if len(clusters) > MAX_CLUSTERS:
+        text = f"{len(clusters)} clusters; accepted: at most {MAX_CLUSTERS}"
+        document.refuse([(("clusters",), text)])
+    lists = [cluster.get("endpoints") for cluster in clusters if isinstance(cluster, dict)]
+    places = sum(len(endpoints) for endpoints in lists if isinstance(endpoints, list))
+    if places > MAX_PLACES:
+        text = f"endpoints in {places} places; accepted: at most {MAX_PLACES}, and {MAX_ENDPOINTS} of them"
+        document.refuse([(("clusters",), text)])
 
 
 def _spec(cluster: _Cluster) -> ClusterSpec:

@@ -6,7 +6,6 @@ reading that `read_all` is given.
 
 from __future__ import annotations
 
-import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ import yaml
 
 from extproc.config.clusters import ClusterSpec, parse_clusters
 from extproc.config.collisions import collisions
-from extproc.config.document import Document, Location, read_yaml, unknown
-from extproc.config.rule_headers import never_arrives
+from extproc.config.document import MAX_PROBLEMS, Document, Location, unknown, without_passwords
+from extproc.config.notation import read_yaml
+from extproc.config.rule_headers import Edge, never_arrives, never_said
 from extproc.config.schema import Config
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.config.sections.models import Model, RuleSection
@@ -27,18 +27,13 @@ from extproc.values.mesh_names import MeshName
 from extproc.values.requests import ANY_MODEL
 from metadata_center.files import is_descriptor, open_piped, open_regular
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Bound on a file: a hundred thousand endpoints with labels have 20 MB."""
+MAX_FILE_BYTES = 16 * 1024 * 1024
+"""Bound on a file: four thousand endpoints with labels have 1 MB."""
 
 Settings = Mapping[str, Any]
 """A part of a tokenway.yaml, in plain data; what flags of the command say."""
 
 NO_SETTINGS: Settings = MappingProxyType({})
-
-_PASSWORD = re.compile(r"(://[^@:]*):.*@", re.DOTALL)
-"""To the last `@`: a password may have one itself, or a slash, by which the store's URL is none."""
-
-_SENTINELS = re.compile(r"([?&]sentinel_password=)[^&]*")
 
 
 def load_all(path: Path, settings: Settings = NO_SETTINGS) -> tuple[Config, tuple[ClusterSpec, ...]]:
@@ -132,13 +127,17 @@ def unlisted(config: Config, clusters: Sequence[ClusterSpec], document: Document
     for model_name, model in config.models.items():
         for i, rule in enumerate(model.rules):
             places.append((("models", model_name, "rules", i, "cluster"), rule.cluster))
-    return document.located(
-        [
-            (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
-            for location, name in places
-            if name is not None and name not in set(names) and not _is_of_mesh(config, name)
-        ]
-    )
+    listed = set(names)
+    found = [
+        (location, name)
+        for location, name in places
+        if name is not None and name not in listed and not _is_of_mesh(config, name)
+    ]
+    problems = [
+        (location, f"no cluster `{name}` in {config.clusters_file}{unknown(name, names)}")
+        for location, name in found[:MAX_PROBLEMS]
+    ]
+    return document.located(problems, len(found))
 
 
 def with_defaults(config: Config, clusters: Sequence[ClusterSpec]) -> Config:
@@ -211,7 +210,7 @@ def effective(config: Config) -> str:
     document = config.model_dump(mode="json")
     url = config.metadata_center.url
     if url is not None:
-        document["metadata_center"]["url"] = _SENTINELS.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
+        document["metadata_center"]["url"] = without_passwords(url)
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return text
 
@@ -241,13 +240,20 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
 
 
 def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
-    return [
-        (("models", model_name, "rules", i, "headers"), problem)
-        for model_name, model in config.models.items()
-        for i, rule in enumerate(model.rules)
-        for name in rule.headers
-        if (problem := never_arrives(name, config.request.allow_headers)) is not None
-    ]
+    edge = Edge.OWN if config.istio_gateway is None else Edge.ISTIO
+    if config.endpoint_picker is not None:
+        edge = Edge.FOREIGN
+    problems: list[tuple[Location, str]] = []
+    for model_name, model in config.models.items():
+        for i, rule in enumerate(model.rules):
+            place = ("models", model_name, "rules", i, "headers")
+            for name, value in rule.headers.items():
+                problem = never_arrives(name, config.request.allow_headers, edge)
+                if problem is not None:
+                    problems.append((place, problem))
+                elif (problem := never_said(value)) is not None:
+                    problems.append(((*place, name), problem))
+    return problems
 
 
 def read_file(path: Path) -> str:
@@ -269,7 +275,7 @@ def _text(path: Path, opened: Callable[[Path], BinaryIO]) -> str:
         with opened(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
+            raise OSError(f"too large; accepted: {MAX_FILE_BYTES} bytes")
         return content.removeprefix(BOM_UTF8).decode()
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror or error}"]) from error

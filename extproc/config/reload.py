@@ -9,6 +9,8 @@ Rules:
     2. Nothing but a regular file is ever opened: a pipe would stop the event loop.
     3. Two edits within one tick of a file's clock differ in nothing but the content, so the content is read
        again until the last edit is `_YOUNG_S` old.
+    4. The event loop waits for no file: looks are taken in a thread, where a large file is read and digested,
+       and a file system that hangs stops no request.
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ def look(path: Path, before: Look | None = None) -> Look:
     return Look(fingerprint, hashlib.blake2b(content, digest_size=16).digest())
 
 
+def _looks(previous: Mapping[Path, Look]) -> dict[Path, Look]:
+    """What these paths lead to now."""
+    return {path: look(path, before) for path, before in previous.items()}
+
+
 class FileWatcher:
     """Calls back when what any of a few paths leads to has changed.
 
@@ -97,7 +104,7 @@ class FileWatcher:
     def watch(self, files: Mapping[Path, Look]) -> None:
         """Watch these files from now on, and no others; what they led to when read is known already."""
         self._reported = dict(files)
-        self._previous = self._reported
+        self._previous = dict(files)
         self._restless = 0
 
     def start(self) -> None:
@@ -120,7 +127,10 @@ class FileWatcher:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            current = {path: look(path, before) for path, before in self._previous.items()}
+            previous = self._previous
+            current = await asyncio.to_thread(_looks, previous)
+            if self._previous is not previous:
+                continue  # others are watched since
             self._restless = 0 if current == self._previous else self._restless + 1
             settled = not self._restless or self._restless >= _MAX_RESTLESS_LOOKS
             self._previous = current

@@ -1,26 +1,21 @@
-"""What is remembered of an answer that passes: how much of it there was, and what its tail says.
+"""What is remembered of an answer that passes: how much of it there was, its beginning and its end.
 
 Rules:
     1. A chunk costs the same however long the answer is: nothing of it is decoded before the end.
-    2. What is kept is bounded by `TAIL_BYTES` and one chunk.
+    2. What is kept is bounded by `HEAD_BYTES`, twice `TAIL_BYTES` and one chunk.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Final
 
-from extproc.accesslog.usage import UNKNOWN, Usage, joined, read_usage
+from extproc.picker.reading import Told, read_answer
 
 TAIL_BYTES: Final = 16_384
-"""Of an answer, to find its usage in: the last event of a stream, the last field of a whole answer."""
+"""Of an answer's end, where its usage is: the last event of a stream, the last field of a whole answer."""
 
-_KEY: Final = '"usage"'
-_MAX_TRIES: Final = 8
-"""Places looked at, from the end; engines that count as they go name it in each event, some with null."""
-
-_DECODER: Final = json.JSONDecoder()
+HEAD_BYTES: Final = 16_384
+"""Of its beginning: the prompt's tokens in a stream of the Messages API, usage before a long answer."""
 
 
 class PassingAnswer:
@@ -30,43 +25,29 @@ class PassingAnswer:
         num_bytes: Of its body so far.
     """
 
-    __slots__ = ("_tail", "num_bytes")
+    __slots__ = ("_head", "_tail", "num_bytes")
 
     def __init__(self) -> None:
         self.num_bytes = 0
+        self._head = b""
         self._tail = bytearray()
 
     def add(self, chunk: bytes) -> None:
         """The next chunk passes."""
-        self.num_bytes += len(chunk)
-        tail = self._tail
+        size, tail = len(chunk), self._tail
+        self.num_bytes += size
+        if not self._head and (size > TAIL_BYTES or len(tail) + size > 2 * TAIL_BYTES):
+            self._head = bytes(tail[:HEAD_BYTES]) + chunk[: max(0, HEAD_BYTES - len(tail))]
         tail += chunk[-TAIL_BYTES:]
         if len(tail) > 2 * TAIL_BYTES:
             del tail[:-TAIL_BYTES]
 
-    def usage(self) -> Usage:
-        """The tokens that the engine counted; asked once, at the end."""
-        text = joined(self._tail[-TAIL_BYTES:].decode("utf-8", "replace"))
-        for fields in _objects(text):
-            usage = read_usage(fields)
-            if usage != UNKNOWN:
-                return usage
-        return UNKNOWN
+    def told(self, content_type: str | None) -> Told:
+        """What it says of itself; asked once, at the end.
 
-
-def _objects(text: str) -> Iterator[str]:
-    """What stands under `"usage"`, the last first. In a string of JSON its quotes would be escaped."""
-    end = len(text)
-    for _ in range(_MAX_TRIES):
-        at = text.rfind(_KEY, 0, end)
-        if at < 0:
-            return
-        begins = text.find("{", at, at + len(_KEY) + 8)
-        end = at
-        if begins < 0:
-            continue
-        try:
-            _, stop = _DECODER.raw_decode(text, begins)
-        except (ValueError, RecursionError):
-            continue
-        yield text[begins:stop]
+        Args:
+            content_type: Its header, or None.
+        """
+        tail = self._tail.decode("utf-8", "replace")
+        head = self._head.decode("utf-8", "replace") if self._head else tail
+        return read_answer(content_type, head, tail, is_cut=self.num_bytes > len(self._tail))

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from extproc.accesslog.usage import UNKNOWN
 from extproc.errors import RouterError
 from extproc.picker.answer import PassingAnswer
 from extproc.picker.dialect import PickerDialect, WrongMode
 from extproc.picker.machine import Echo, End, PickStream, SendRequest
+from extproc.picker.reading import NOTHING
 from extproc.picker.renaming import Renaming
 from extproc.protocol import wire
 from extproc.protocol.awaiting import Awaited
@@ -354,7 +354,8 @@ class PickExchange:
             elif header.key == "content-type":
                 self._type = str(header.raw_value, "utf-8", "replace") or header.value
             elif header.key == CONTENT_ENCODING:
-                self._encoded = True
+                coding = str(header.raw_value, "ascii", "replace") or header.value
+                self._encoded = coding.strip().lower() not in ("", "identity")
         if self._decision is None:
             return
         renamed = self._decision.renamed
@@ -393,7 +394,7 @@ class PickExchange:
     def _tell_end(self, *, whole: bool) -> None:
         """The request that was decided is over."""
         now_s, answer = self._picker.clock(), self._answer
-        usage = UNKNOWN if self._encoded or not whole else answer.usage()
+        usage, error = NOTHING if self._encoded or not self._is_shown else answer.told(self._type)
         first_s = self._first_byte_s
         is_timed = first_s is not None and usage.completion_tokens is not None
         assert self._decision is not None
@@ -416,7 +417,7 @@ class PickExchange:
             answer.num_bytes if self._is_shown else None,
             *usage,
             "encoded" if self._encoded else "",
-            None,
+            error,
             self._type,
         )
         self._picker.on_event(end)

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from xxhash import xxh3_64_intdigest
 
-from extproc.request.answer_head import HEAD_BYTES
+from extproc.request.answer_head import HEAD_BYTES, begins_events, data_of, events_of
 
 PREFIX = "/v1/responses/"
 
@@ -95,18 +95,16 @@ def id_in(head: bytes) -> str | None:
 
     Args:
         head: The first bytes of its body, whole or cut short: a response object, or server-sent events of
-            which the first that has one says `{"response": {"id": ...}}`.
+            which the first that names one says `{"response": {"id": ...}}`.
 
     Returns:
         None if there is none, or it is longer than ids are.
     """
     head = head[:HEAD_BYTES]
-    if head.lstrip()[:1] == b"{":
+    if not begins_events(head):
         return _string_at(head, (b"id",))
-    for line in head.split(b"\n"):
-        if line.startswith(b"data:"):
-            return _string_at(line, (b"response", b"id"))
-    return None
+    ids = (_string_at(data_of(event), (b"response", b"id")) for event in events_of(head))
+    return next(filter(None, ids), None)
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -74,6 +74,7 @@ from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_kinds import ClusterKinds
+from metadata_center.sharing.store_watch import StoreStatus
 
 _log = logging.getLogger("tokenway.worker")
 
@@ -331,6 +332,9 @@ def _status(
             values.update(sharing_values(met.sync.stats, met.store.live_gateways))
         return values
 
+    def store_status() -> StoreStatus | None:
+        return met.sync.store_status(time.monotonic()) if isinstance(met, Shared) else None
+
     status = Status(
         known.state,
         site.registry,
@@ -346,6 +350,7 @@ def _status(
         configuration.names,
         lambda: changes.named,
         sources.statuses,
+        store_status,
         life.is_ready,
     )
     site.metrics.watch(status.gauges)

@@ -6,6 +6,8 @@ Rules:
        taken when it comes. So are certificates for engines: their rotation is a reload.
     3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
        place.
+    4. Files that take milliseconds are read on the loop. Larger ones are read in a thread, one reading at a
+       time: requests go on, and what is asked for meanwhile is read once afterwards.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extproc.config.document import read_yaml
 from extproc.config.engine_files import EngineFiles
 from extproc.config.loading import NO_SETTINGS, Settings, read_all, read_file
+from extproc.config.notation import read_yaml
 from extproc.config.reload import FileWatcher, Look, look
 from extproc.config.schema import Config
 from extproc.discovery.following import (
@@ -51,6 +53,17 @@ WAIT_S = 1.2
 LOOK_UP_S = 30.0
 """Bound on a look-up: glibc asks three name servers twice, 5 s each (resolv.conf(5)). Nothing waits for it:
 an answer that comes late is taken when it comes."""
+
+
+QUICK_YAML_BYTES = 8 * 1024
+"""Largest tokenway.yaml that is read on the loop: some 10 ms."""
+
+QUICK_JSON_BYTES = 64 * 1024
+"""Largest clusters file that is read on the loop: some 10 ms, six hundred endpoints."""
+
+
+class _NotQuick(Exception):  # noqa: N818 - no error
+    """A file is too large to be read on the loop."""
 
 
 class Configuration:
@@ -87,7 +100,7 @@ class Configuration:
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=MOST_WAIT_S)
         self._looks: dict[Path, Look] = {}
         self._engine_files = EngineFiles()
-        self._first = self._latest = self._read(is_first=True)
+        self._first = self._latest = self._read(is_first=True, is_on_loop=False)
         if isinstance(self._first, Refused):
             raise ConfigError(self._first.path, list(self._first.problems))
         self.current = self._first.config
@@ -95,6 +108,8 @@ class Configuration:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._applied: asyncio.Future[None] | None = None
+        self._slow_reading: asyncio.Task[None] | None = None
+        self._is_asked_again = False
 
     async def start(self) -> None:
         """Apply what was read, with the host names that resolve within `WAIT_S`; follow from now on."""
@@ -113,10 +128,34 @@ class Configuration:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def reload(self) -> None:
-        """Read the files now; look all host names up and apply what differs in the next turn of the loop."""
+        """Read the files now; look all host names up and apply what differs in the next turn of the loop.
+
+        Large files are read in a thread, and what differs is applied when they are.
+        """
         if self._applied is None or not self._applied.done():
             return  # the start reads them
-        self._latest = reading = self._read(is_first=False)
+        if self._slow_reading is not None:
+            self._is_asked_again = True
+            return
+        try:
+            self._take(self._read(is_first=False, is_on_loop=True))
+        except _NotQuick:
+            self._slow_reading = asyncio.create_task(self._read_slowly(), name="configuration")
+            self._keep(self._slow_reading)
+
+    async def _read_slowly(self) -> None:
+        try:
+            self._is_asked_again = True
+            while self._is_asked_again:
+                self._is_asked_again = False
+                self._take(await asyncio.to_thread(self._read, is_first=False, is_on_loop=False))
+        except Exception:
+            _log.exception("configuration could not be read")
+        finally:
+            self._slow_reading = None
+
+    def _take(self, reading: Version | Refused) -> None:
+        self._latest = reading
         self._watcher.watch(self._watched())
         preparation = self._preparation
         if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
@@ -154,12 +193,20 @@ class Configuration:
         """Each host name in use: did its last look-up give an address?"""
         return self._following.names()
 
-    def _read(self, *, is_first: bool) -> Version | Refused:
-        """Read the files, and keep what their paths led to before."""
+    def _read(self, *, is_first: bool, is_on_loop: bool) -> Version | Refused:
+        """Read the files, and keep what their paths led to before.
+
+        Raises:
+            _NotQuick: The loop would wait for it; nothing has changed.
+        """
         looks: dict[Path, Look] = {}
         texts: dict[Path, str] = {}
 
         def read(path: Path) -> str:
+            if is_on_loop and _size(path) > (
+                QUICK_JSON_BYTES if path.suffix == ".json" else QUICK_YAML_BYTES
+            ):
+                raise _NotQuick
             looks[path] = look(path)
             problem = looks[path].problem
             if problem is not None:
@@ -266,6 +313,14 @@ class Configuration:
         else:
             effects = following.answered(name, number, addresses, time.monotonic())
         self._carry_out(effects)
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # a NUL in the name
+        return 0
 
 
 def _names(looks: dict[Path, Look]) -> tuple[str, ...]:

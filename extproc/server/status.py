@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -19,6 +20,7 @@ from extproc.observing.records import RecordRing
 from extproc.routing.state import RoutingState
 from extproc.values.decisions import HoldReason
 from metadata_center.load.kinds import KINDS
+from metadata_center.sharing.store_watch import StoreStatus
 from metadata_center.types import EndpointKey
 
 
@@ -40,6 +42,7 @@ class Status:
         host_names: Host names in use: has each an address?
         clusters: Clusters that the configuration names: does a source list each?
         sources: Sources of endpoints with connections: how each stands.
+        store: How the store stands where gateways meet; None where this one meets no other.
         is_ready: Are new requests taken?
     """
 
@@ -59,6 +62,7 @@ class Status:
         host_names: Callable[[], Mapping[str, bool]],
         clusters: Callable[[], Mapping[str, bool]],
         sources: Callable[[], Mapping[str, SourceStatus]],
+        store: Callable[[], StoreStatus | None],
         is_ready: Callable[[], bool],
     ) -> None:
         self._scheduling = state.scheduling
@@ -76,6 +80,7 @@ class Status:
         self._host_names = host_names
         self._clusters = clusters
         self._sources = sources
+        self._store = store
         self._is_ready = is_ready
         self._started_s = time.monotonic()
 
@@ -144,6 +149,7 @@ class Status:
                 name: {"connected": source.is_connected, "age_s": source.age_s}
                 for name, source in self._sources().items()
             },
+            "store": None if (store := self._store()) is None else asdict(store),
             "in_flight": scheduling.load.in_flight,
             "held": sum(self._held().values()),
             "workers": self._workers,

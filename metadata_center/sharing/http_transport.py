@@ -92,6 +92,8 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self.refused = 0
         """Messages received that were none, and skipped."""
+        self.had_share = True
+        """A service that lost what it knew was restarted, and its streams have ended."""
 
     async def publish(self, update: Update) -> None:
         """See `Transport.publish`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from errno import ECONNREFUSED
 from typing import Final
 
 from metadata_center.sharing.redis_url import RedisUrl
@@ -21,6 +22,7 @@ _MOVES: Final = "the cluster moves the slot: sharing goes on when it is done"
 _RIGHTS: Final = "the rights that docs/metadata-center.md lists, for metadata_center.username"
 _PAIR: Final = "certfile and keyfile in metadata_center.url"
 _UNTRUSTED: Final = f"the server wants a client certificate that it trusts: {_PAIR}"
+_NOBODY: Final = "nobody listens there: is the server up, and metadata_center.url right?"
 
 _HINTS: Final = (
     ("unauthenticated", f"the server wants a login: {_LOGIN}"),
@@ -75,6 +77,8 @@ _HINTS: Final = (
     ("NO_CERTIFICATE_OR_CRL_FOUND", "ca_certs in metadata_center.url has no certificate, in PEM"),
     ("No such file", "ca_certs, certfile and keyfile in metadata_center.url are paths here"),
     ("max number of clients", "raise the server's maxclients"),
+    (f"Error {ECONNREFUSED} connecting", _NOBODY),
+    (f"[Errno {ECONNREFUSED}]", _NOBODY),
 )
 """A part of the text, and what is said beside it; the first that is found."""
 

@@ -72,6 +72,7 @@ _MAX_ROW_BYTES: Final = 256
 """Six numbers of 16 digits, and what a later version adds."""
 
 _MAX_MOVES: Final = 3  # from a Cluster node that has not the slot to the one that has, and two fail-overs
+_OTHER_FORM: Final = "an answer of another form than ours"
 _FOLDER: Final = Path(__file__).with_name("lua")
 
 _T = TypeVar("_T")
@@ -106,6 +107,8 @@ class RedisTransport:
         self._turn = asyncio.Lock()
         self.refused = 0
         """Messages and shares received that were none, and skipped."""
+        self.had_share = True
+        """See `Transport`."""
 
     async def publish(self, update: Update) -> None:
         """See `Transport`."""
@@ -117,13 +120,13 @@ class RedisTransport:
         try:
             return msgspec.convert(answer, list[Reserved])
         except msgspec.ValidationError as exc:
-            raise TransportError("an answer of another form than ours") from exc
+            raise TransportError(_OTHER_FORM) from exc
 
     async def snapshot(self) -> list[Update]:
         """See `Transport`."""
         answer = await self._run("snapshot", [self._members], [self._share, 2 * _MAX_SHARES, _MAX_FIELDS])
         if type(answer) is not list:
-            raise TransportError("an answer of another form than ours")
+            raise TransportError(_OTHER_FORM)
         updates: list[Update] = []
         for entry in answer:
             try:
@@ -198,9 +201,13 @@ class RedisTransport:
         except MessageError as exc:
             raise TransportError(str(exc)) from exc
         keys = [self._members, self._share + update.member]
-        return await self._run(
+        answer = await self._run(
             "update", keys, [self._channel, self._share, head, reservations, payload, _ADDS]
         )
+        if type(answer) is not list or len(answer) != 2:
+            raise TransportError(_OTHER_FORM)
+        self.had_share = answer[0] == 1
+        return answer[1]
 
     async def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         script = self._scripts[name]

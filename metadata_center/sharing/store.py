@@ -261,6 +261,11 @@ class SharedStore:
             ticket.answer(None)
         self._wake()
 
+    def tell_all(self, now_s: float) -> None:
+        """The rendezvous has lost this member's share: the next message is a full one, and due."""
+        self._full_s = now_s
+        self._wake()
+
     def leave(self) -> Update:
         """The last message: the share is void."""
         self._sequence += 1

@@ -12,6 +12,8 @@ Rules:
        to raise does not raise the cancellation that came with it (up to Python 3.12), so `_run` looks itself.
     5. A joined member has been heard: the first accepted message makes it so. Until then each reason is
        logged once, so a fault that lasts is a line and not a line for each attempt.
+    6. A store that has lost the share of a member which it knew a moment ago is told all of it at once, but
+       not oftener than by heartbeats: what evicts it may do so again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from typing import Final
 
 from metadata_center.backoff import Backoff, Rng
 from metadata_center.sharing.messages import Candidate, Update
-from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.store import HEARTBEATS_PER_LEASE, SharedStore
+from metadata_center.sharing.store_watch import StoreStatus, StoreWatch
 from metadata_center.sharing.tickets import Outgoing
 from metadata_center.sharing.transport import Transport, TransportError
 from metadata_center.types import EndpointKey, RequestId
@@ -65,6 +68,7 @@ class SyncStats:
     Attributes:
         connected: The subscription stands, the snapshot was taken, and a message was accepted.
         writable: False while what others say is read, and nothing is accepted of this member.
+        emptied: Times that the store had lost this member's share under a connection that stood.
         published: Messages accepted.
         received: Messages heard, own ones included.
         refused: Messages received that were none.
@@ -80,6 +84,7 @@ class SyncStats:
 
     connected: bool
     writable: bool
+    emptied: int
     published: int
     received: int
     refused: int
@@ -125,9 +130,11 @@ class Sync:
         self._writable = True
         self._connected_s = 0.0
         self._logged: set[str] = set()
+        self._watch = StoreWatch()
+        self._told_s = self._told_all_s = -math.inf
         self._sent_s = 0.0
         self._under_way_s: float | None = None
-        self._published = self._received = self._failures = self._connects = 0
+        self._published = self._received = self._failures = self._connects = self._emptied = 0
         self._reserved = self._reserve_timeouts = 0
         self._heard_self_s = 0.0
         self._last_received_s: float | None = None
@@ -162,6 +169,7 @@ class Sync:
         return SyncStats(
             connected=self._connected,
             writable=self._writable,
+            emptied=self._emptied,
             published=self._published,
             received=self._received,
             refused=self._transport.refused,
@@ -173,6 +181,10 @@ class Sync:
             reserved=self._reserved,
             reserve_timeouts=self._reserve_timeouts,
         )
+
+    def store_status(self, now_s: float) -> StoreStatus:
+        """What is wrong with the store, and since when; `now_s` on the clock of this object."""
+        return self._watch.status(now_s)
 
     async def reserve(self, request_id: RequestId, candidates: Sequence[Candidate]) -> EndpointKey | None:
         """Put a charge just made on the first of `candidates` to the rendezvous, and charge as it says.
@@ -214,18 +226,22 @@ class Sync:
         backoff = Backoff(self._rng, first_s=_FIRST_BACKOFF_S, most_s=most_s, steady_s=most_s)
         while not self._is_stopping:
             self._has_read = False
+            reason = ""
             try:
                 await self._follow()
             except* (TransportError, TimeoutError) as group:
                 self._failures += 1
-                if self._is_news(_reason(group)):
-                    extra = {"reason": _reason(group), "writable": self._writable}
+                reason = _reason(group)
+                if self._is_news(reason):
+                    extra = {"reason": reason, "writable": self._writable}
                     _LOGGER.warning("metadata center lost", extra=extra)
             except* Exception as group:  # a fault of ours must not end the sharing for good
                 self._failures += 1
-                if self._is_news(_reason(group)):
+                reason = _reason(group)
+                if self._is_news(reason):
                     _LOGGER.exception("sharing failed")
             self._writable |= not self._has_read
+            self._watch.failed(reason, self._clock(), is_writable=self._writable)
             stood_s = self._clock() - self._connected_s if self._connected else 0.0
             self._connected = False
             if not self._is_stopping:
@@ -302,8 +318,12 @@ class Sync:
             self._under_way_s = None
             if not settled:
                 self._store.failed(outgoing, self._clock())
+        if self._connected and not self._transport.had_share:
+            self._tell_all(outgoing, after_s)
+        self._told_s = now_s
         if not self._connected:
             self._connected = self._writable = True
+            self._watch.joined()
             self._connected_s = after_s
             self._connects += 1
             self._logged.clear()
@@ -312,6 +332,18 @@ class Sync:
         self._published += 1
         took_s = after_s - now_s
         self._round_trip_s += (_EWMA if self._round_trip_s else 1.0) * (took_s - self._round_trip_s)
+
+    def _tell_all(self, outgoing: Outgoing, now_s: float) -> None:
+        """Rule 6; a share whose lease may be over by `now_s` was not lost."""
+        lease_s = self._store.share_lease_s
+        if now_s - self._told_s >= lease_s:
+            return
+        self._emptied += 1
+        if self._watch.emptied(now_s):
+            _LOGGER.warning("the metadata center has lost its data")
+        if not outgoing.update.full and now_s - self._told_all_s > lease_s / HEARTBEATS_PER_LEASE:
+            self._told_all_s = now_s
+            self._store.tell_all(now_s)
 
 
 async def _wait(event: asyncio.Event, most_s: float) -> None:

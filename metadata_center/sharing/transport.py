@@ -32,6 +32,14 @@ class Transport(Protocol):
         """Messages and shares received that were none (`MessageError`), and skipped."""
         ...
 
+    @property
+    def had_share(self) -> bool:
+        """False if at the last accepted update the rendezvous had nothing yet, or any more, of its member.
+
+        Of a member that published within its lease it should have; True where that is not known.
+        """
+        ...
+
     async def publish(self, update: Update) -> None:
         """Write the member's share at the rendezvous and inform all subscribers.
 

@@ -39,15 +39,16 @@ async def _(picked: Picked) -> None:
         assert [chunk.end_of_stream for chunk in chunks].count(True) == 1
 
 
-def written(kind: str, *pieces: bytes) -> Behaviour:
+def written(kind: str, *pieces: bytes, pause_s: float = 0.0, coding: str | None = None) -> Behaviour:
     """An engine that writes these pieces one by one."""
+    said = {} if coding is None else {"content-encoding": coding}
 
     async def behaviour(request: web.Request) -> web.StreamResponse:
-        reply = web.StreamResponse(headers={"content-type": kind})
+        reply = web.StreamResponse(headers={"content-type": kind, **said})
         await reply.prepare(request)
         for piece in pieces:
             await reply.write(piece)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s)
         return reply
 
     return behaviour

@@ -14,21 +14,16 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from tests.e2e.answer_cases import CASES, ERROR, breaks, whole
 from tests.e2e.event_streams import (
     DONE,
-    MESSAGES,
-    RESPONSES,
     STREAM,
-    TOKEN,
-    by_cr,
     conversation,
     data,
     events,
     response,
-    typed,
 )
 from tests.e2e.harness import (
-    Behaviour,
     Recorder,
     Stack,
     chat,
@@ -46,41 +41,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 REQUESTS = 60
 AT_A_TIME = 6
 MODELS = {"models": {"m": {"rules": [{"cluster": "c"}]}}}
-
-
-ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
-LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
-
-
-def whole(status: int, body: object) -> Behaviour:
-    """Answers with one JSON body."""
-
-    async def behave(_: web.Request) -> web.StreamResponse:
-        return web.json_response(body, status=status)
-
-    return behave
-
-
-def written(text: str) -> Behaviour:
-    """Answers with a body that says it is JSON."""
-
-    async def behave(_: web.Request) -> web.StreamResponse:
-        return web.Response(text=text, content_type="application/json")
-
-    return behave
-
-
-async def breaks(request: web.Request) -> web.StreamResponse:
-    """Reads the request and closes the connection."""
-    await request.read()
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-async def nothing(_: web.Request) -> web.StreamResponse:
-    """Answers 200 and no byte."""
-    return web.Response()
 
 
 @asynccontextmanager
@@ -104,140 +64,6 @@ async def many(stack: Stack, path: str, body: Callable[[int], dict[str, Any]]) -
                 await reply.read()
 
         await asyncio.gather(*map(ask, range(REQUESTS)))
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """How one replica of two fails fast.
-
-    Attributes:
-        path: The API.
-        bad: What it answers.
-        good: The events of the other one.
-        kind: How such a failure is counted.
-    """
-
-    path: str
-    bad: Behaviour
-    good: tuple[bytes, ...]
-    kind: str
-
-
-CASES = {
-    "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
-    "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
-    "next-line": Case(
-        "chat/completions",
-        events(TOKEN, b'data: {"error":\ndata: {"message": "gone",\ndata:  "code": 500}}\n\n'),
-        STREAM,
-        "error_in_answer",
-    ),
-    "long": Case("chat/completions", events(TOKEN, LONG_ERROR), STREAM, "error_in_answer"),
-    "long-in-pieces": Case(
-        "chat/completions",
-        events(
-            TOKEN, LONG_ERROR[:9], *(LONG_ERROR[at : at + 3_000] for at in range(9, len(LONG_ERROR), 3_000))
-        ),
-        STREAM,
-        "error_in_answer",
-    ),
-    "long-object": Case(
-        "chat/completions",
-        events(TOKEN, data({"object": "error", "message": "gone " * 5_000, "code": 500})),
-        STREAM,
-        "error_in_answer",
-    ),
-    "messages": Case(
-        "messages",
-        events(MESSAGES[0], typed("error", error={"type": "api_error", "message": "gone"})),
-        MESSAGES,
-        "error_in_answer",
-    ),
-    "messages-cut-short": Case("messages", events(*MESSAGES[:2]), MESSAGES, "truncated"),
-    "responses": Case(
-        "responses",
-        events(RESPONSES[0], typed("response.failed", response={"status": "failed", "error": None})),
-        RESPONSES,
-        "error_in_answer",
-    ),
-    "cut-short": Case("chat/completions", events(TOKEN, TOKEN), STREAM, "truncated"),
-    "cut-short-by-cr": Case("messages", events(*by_cr(*MESSAGES[:2])), MESSAGES, "truncated"),
-    "error-by-cr": Case(
-        "chat/completions", events(*by_cr(TOKEN, data(ERROR), DONE)), STREAM, "error_in_answer"
-    ),
-    "error-field": Case(
-        "chat/completions", events(TOKEN, b"error: " + data(ERROR["error"])[6:]), STREAM, "error_in_answer"
-    ),
-    "brackets-in-an-error": Case(
-        "chat/completions",
-        events(TOKEN, data({"error": {"message": "no '}' in {", "type": "BadRequestError", "code": 400}})),
-        STREAM,
-        "refused",
-    ),
-    "brackets-in-an-error-of-json": Case(
-        "chat/completions",
-        whole(200, {"error": {"message": "no '}' in {", "type": "overloaded_error"}}),
-        STREAM,
-        "overloaded",
-    ),
-    "object": Case(
-        "chat/completions",
-        events(data({"object": "error", "message": "gone", "code": 500}), DONE),
-        STREAM,
-        "error_in_answer",
-    ),
-    "object-for-a-stream": Case(
-        "chat/completions",
-        whole(200, {"object": "error", "message": "gone", "code": 500}),
-        STREAM,
-        "error_in_answer",
-    ),
-    "named-error": Case(
-        "chat/completions",
-        events(b"event: error\n" + data({"message": "gone"}), DONE),
-        STREAM,
-        "error_in_answer",
-    ),
-    "finish-reason": Case(
-        "chat/completions",
-        events(TOKEN, data({"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]}), DONE),
-        STREAM,
-        "error_in_answer",
-    ),
-    "comments": Case("chat/completions", events(b": keep-alive\n\n" * 9, DONE), STREAM, "empty_answer"),
-    "messages-without-names": Case(
-        "messages", events(data({"type": "message_start", "message": {}})), MESSAGES, "truncated"
-    ),
-    "responses-and-done": Case(
-        "responses",
-        events(RESPONSES[0], typed("response.failed", response={"error": None}), DONE),
-        RESPONSES,
-        "error_in_answer",
-    ),
-    "responses-error": Case(
-        "responses",
-        events(RESPONSES[0], data({"type": "error", "code": "server_error"}), DONE),
-        RESPONSES,
-        "error_in_answer",
-    ),
-    "responses-cut-short": Case("responses", events(*RESPONSES[:2], DONE), RESPONSES, "truncated"),
-    "nothing-in-json": Case("chat/completions", whole(200, {}), STREAM, "empty_answer"),
-    "no-json": Case("chat/completions", written("Internal Server Error"), STREAM, "error_in_answer"),
-    "half-of-json": Case(
-        "chat/completions", written('{"choices": [{"message": {'), STREAM, "error_in_answer"
-    ),
-    "long-message": Case(
-        "chat/completions",
-        whole(200, {"error": {"message": "gone " * 10_000, "code": 500}}),
-        STREAM,
-        "error_in_answer",
-    ),
-    "redirect": Case("chat/completions", whole(302, {}), STREAM, "refused"),
-    "not-modified": Case("chat/completions", whole(304, {}), STREAM, "refused"),
-    "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
-    "404": Case("chat/completions", whole(404, {"error": {}}), STREAM, "missing_model"),
-    "401": Case("chat/completions", whole(401, {"error": {}}), STREAM, "refused"),
-}
 
 
 @dataclass(frozen=True, slots=True)

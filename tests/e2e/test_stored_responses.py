@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import openai
@@ -290,6 +291,44 @@ async def test_without_first_chunks_responses_are_still_known() -> None:
             for _ in range(10):
                 response_id = (await create(stack)).json["id"]
                 assert (await create(stack, previous_response_id=response_id)).status == 200
+
+
+STREAMS: dict[str, Callable[[bytes], bytes]] = {
+    "lines ended by CR": lambda stream: stream.replace(b"\n", b"\r"),
+    "a mark before": lambda stream: b"\xef\xbb\xbf" + stream,
+    "pings before": lambda stream: b'event: ping\ndata: {"type":"ping"}\n\n' * 200 + stream,
+    "data on several lines": lambda stream: stream.replace(b",", b",\ndata: "),
+}
+"""How a stream of events may be written."""
+
+
+@pytest.mark.parametrize("way", STREAMS)
+async def test_a_streamed_response_is_known_however_it_is_written(way: str) -> None:
+    """The next turn meets the engine that made it."""
+
+    def streaming(name: str) -> Any:
+        async def behave(request: web.Request) -> web.StreamResponse:
+            if (await request.json()).get("previous_response_id"):
+                return web.json_response({"id": f"resp_2_{name}", "object": "response"})
+            answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await answer.prepare(request)
+            for event in ("response.created", "response.completed"):
+                said = {"type": event, "response": {"id": f"resp_{name}", "output": []}}
+                stream = f"event: {event}\ndata: {json.dumps(said)}\n\n".encode()
+                await answer.write(STREAMS[way](stream))
+            return answer
+
+        return behave
+
+    async with recording() as a, recording() as b:
+        a.behaviour, b.behaviour = streaming("a"), streaming("b")
+        async with running_stack([cluster("c", [a.key, b.key])], CONFIG) as stack:
+            await create(stack, stream=True)
+            await stack.settled()
+            home = (await stack.last(1))[0]["outcome"]["endpoint"]
+            name = "a" if home == a.key else "b"
+            await create(stack, previous_response_id=f"resp_{name}")
+            assert (await stack.last(1))[0]["holder"] == home
 
 
 async def test_a_large_response_passes_and_is_known() -> None:

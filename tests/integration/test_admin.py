@@ -47,6 +47,7 @@ class RoutingState:
         return {
             "endpoints": [],
             "sources": {"istio": {"connected": age_s < 3, "age_s": age_s}},
+            "store": None,
             "in_flight": self.in_flight,
             "held": 0,
             "workers": 1,
@@ -204,7 +205,7 @@ async def test_totals_of_all_workers_whatever_order_each_has_its_clusters_in() -
 
     def page(served: dict[str, int], *keys: str) -> PageResponse:
         rows = [{"key": key, "served_total": served[key], "failures_total": 1} for key in keys]
-        return json_answer({"endpoints": rows, "sources": {}, "in_flight": 0, "held": 0})
+        return json_answer({"endpoints": rows, "sources": {}, "store": None, "in_flight": 0, "held": 0})
 
     answers = {
         0: page({"a:1": 10, "b:1": 20}, "a:1", "b:1", "a:1"),
@@ -218,3 +219,25 @@ async def test_totals_of_all_workers_whatever_order_each_has_its_clusters_in() -
         ("b:1", 24, 2),
         ("a:1", 18, 3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("of_workers", "merged"),
+    [
+        ([None, None], None),
+        ([("joined", None, 0.0)] * 2, ("joined", None, 0.0, 0)),
+        ([("joined", None, 0.0), ("lost", "a", 1.0), ("lost", "b", 2.0)], ("lost", "b", 2.0, 2)),
+    ],
+)
+async def test_the_store_is_lost_to_the_worker_that_lost_it_first(
+    of_workers: list[tuple[str, str | None, float] | None], merged: tuple[str, str | None, float, int] | None
+) -> None:
+    """And it is said at how many workers something is wrong."""
+    names = ("state", "reason", "for_s", "workers")
+    body = {"endpoints": [], "sources": {}, "in_flight": 0, "held": 0}
+    answers = {
+        worker: json_answer({**body, "store": store and dict(zip(names, store, strict=False))})
+        for worker, store in enumerate(of_workers)
+    }
+    found = orjson.loads(ENDPOINTS.merge(PageRequest({}, {}, "/endpoints"), answers).body)["store"]
+    assert found == (merged and dict(zip(names, merged, strict=True)))

@@ -19,6 +19,7 @@ from metadata_center.sharing.messages import Candidate, Reservation, Reserved, R
 from metadata_center.sharing.redis_transport import RedisTransport
 from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
+from metadata_center.sharing.store_watch import EMPTIED_S
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
@@ -102,6 +103,33 @@ async def test_redis_restarted_with_empty_data(server: RedisServer) -> None:
         release_all(pair, "2", "3")
         await pair.settled(BOTH, [0, 0])
         assert all(sync.stats.reconnects >= 1 for sync in pair.syncs)
+
+
+async def test_redis_that_loses_its_data_is_told_all_at_once(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the next message of whatever, not with a heartbeat; and it is said, once."""
+    transport = RedisTransport(parse_url(server.url))
+    store = SharedStore(member_id("one", 0, "x"), Counters(), PrefixIndex(9, 9), share_lease_s=3000.0)
+    sync = Sync(store, transport, time.monotonic, random.Random(1), PATIENT)
+    sync.start()
+    share = "{tokenway}:share:" + store.member
+    store.load.charge(Charge(RequestId("1"), A, 1, 1), 0.0, None)
+    await until(lambda: A.encode() in server.command("HKEYS", share))
+    assert sync.store_status(time.monotonic()).reason is None
+    for name in "23":
+        server.command("FLUSHALL")
+        store.load.charge(Charge(RequestId(name), B, 1, 1), 0.0, None)
+        await until(lambda: B.encode() in server.command("HKEYS", share))
+        if name == "2":
+            await until(lambda: A.encode() in server.command("HKEYS", share))
+    await until(lambda: sync.stats.emptied == 2)
+    assert sync.stats.reconnects == 0
+    status = sync.store_status(time.monotonic())
+    assert status.state == "emptied"
+    assert sync.store_status(time.monotonic() + EMPTIED_S).reason is None
+    await sync.stop()
+    assert [record.message for record in caplog.records].count("the metadata center has lost its data") == 1
 
 
 async def test_redis_that_hangs(server: RedisServer) -> None:
@@ -322,6 +350,7 @@ class _Stub:
 
     def __init__(self) -> None:
         self.refused = 0
+        self.had_share = True
         self.answers: asyncio.Queue[list[Reserved] | Exception] = asyncio.Queue()
         self.heard: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.published: list[Update] = []

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.config.clusters import ClusterSpec
-from extproc.config.document import read_yaml
 from extproc.config.loading import (
     clusters_path,
     effective,
@@ -22,6 +21,7 @@ from extproc.config.loading import (
     unlisted,
     with_defaults,
 )
+from extproc.config.notation import read_yaml
 from extproc.config.schema import Config
 from extproc.config.sections.engines import Health
 from extproc.config.sections.models import LoadBalancingSection, RuleSection
@@ -227,7 +227,7 @@ models:
         ),
         (
             "explain: {debug_token_env: 'a b'}",
-            'line 1: explain.debug_token_env: malformed: "a b"; accepted: text like `TOKENWAY_SECRET`',
+            "line 1: explain.debug_token_env: malformed; accepted: text like `TOKENWAY_SECRET`",
         ),
         (
             "health: {ejection_s: 9, max_ejection_s: 5}",

@@ -23,6 +23,7 @@ ANSWERS: tuple[Any, ...] = (
     {"records": [{}]},
     {"endpoints": [{}], "uptime_s": 1, "workers": 1, "in_flight": 0, "held": 0, "sources": {}},
     {"endpoints": [], "uptime_s": "long", "workers": 1, "in_flight": 0, "held": 0, "sources": {}},
+    {"endpoints": [], "uptime_s": 1, "workers": 1, "in_flight": 0, "held": 0, "sources": {}, "store": "x"},
 )
 URL = "http://127.0.0.1:10080"
 

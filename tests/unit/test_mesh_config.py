@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from extproc.config.document import read_yaml
 from extproc.config.loading import parse, read_all, unlisted
+from extproc.config.notation import read_yaml
 from extproc.errors import ConfigError
 from tests.mesh import HOST, SERVICE
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import orjson
 import pytest
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.errors import Reason, RouterError
-from extproc.picker.answer import TAIL_BYTES, PassingAnswer
 from extproc.picker.dialect import CHUNK_BYTES, REPLACED_BYTES, PickerDialect, WrongMode
 from extproc.picker.health import NOT_SERVING, SERVING, Health
 from extproc.picker.machine import AnswerMode
@@ -202,55 +199,6 @@ def test_subset_hints(entries: list[str], members: set[str]) -> None:
         within = dialect().request_headers(message, AnswerMode.ECHOED).within
         assert within is not None
         assert {address for address in everybody if within.has(address)} == members
-
-
-USAGE = {"prompt_tokens": 7, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 3}}
-EVENT = b"data: " + orjson.dumps({"choices": [], "usage": USAGE}) + b"\n\n"
-NULL = b'data: {"choices": [{"delta": {"content": "\\"usage\\": {"}}], "usage": null}\n\n'
-
-
-@pytest.mark.parametrize("at", range(0, len(EVENT), 3))
-def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
-    """After megabytes, and before events that have none."""
-    answer = PassingAnswer()
-    for _ in range(300):
-        answer.add(NULL * 3)
-    for chunk in (EVENT[:at], EVENT[at:], NULL, b"data: [DONE]\n\n"):
-        answer.add(chunk)
-    assert answer.usage() == Usage(7, 10, 3)
-    assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + 14
-
-
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_usage_in_an_event_of_several_lines(end: bytes) -> None:
-    """Each of them begins with the name of its field."""
-    lines = orjson.dumps({"choices": [], "usage": USAGE}, option=orjson.OPT_INDENT_2).splitlines()
-    answer = PassingAnswer()
-    answer.add(b"".join(b"data: " + line + end for line in lines) + end)
-    answer.add(b"data: [DONE]" + end * 2)
-    assert answer.usage() == Usage(7, 10, 3)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{}", NULL, b'{"usage": {', b'"usage": {"prompt_tokens": "x"}', b"\xff" * 100, b'"usage"' * 9],
-)
-def test_no_usage_is_none(body: bytes) -> None:
-    """Whatever the engine sent."""
-    answer = PassingAnswer()
-    answer.add(body)
-    assert answer.usage() == UNKNOWN
-
-
-def test_the_tail_of_an_answer_is_bounded() -> None:
-    """One chunk or many; usage that is not in the tail is not looked for."""
-    answer = PassingAnswer()
-    answer.add(EVENT)
-    answer.add(b"x" * (5 << 20))
-    for _ in range(1000):
-        answer.add(b"y" * 1000)
-        assert len(answer._tail) <= 2 * TAIL_BYTES
-    assert answer.usage() == UNKNOWN
 
 
 @pytest.mark.parametrize("ready", [False, True])

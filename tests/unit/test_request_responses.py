@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.request.answer_head import HEAD_BYTES
+from extproc.request.answer_head import HEAD_BYTES, HeadCollector
 from extproc.request.responses import (
     MAX_ID_CHARS,
     Follows,
@@ -32,6 +33,39 @@ def sse(*events: dict[str, Any]) -> bytes:
     )
 
 
+def indented(stream: bytes) -> bytes:
+    """Each event's object over several `data:` lines."""
+    return stream.replace(b",", b",\ndata: ")
+
+
+WAYS: dict[str, Callable[[bytes], bytes]] = {
+    "lines ended by CR LF": lambda stream: stream.replace(b"\n", b"\r\n"),
+    "lines ended by CR": lambda stream: stream.replace(b"\n", b"\r"),
+    "a mark before": lambda stream: b"\xef\xbb\xbf" + stream,
+    "no blanks": lambda stream: stream.replace(b": ", b":"),
+    "a ping before": lambda stream: b'event: ping\ndata: {"type":"ping"}\n\n' + stream,
+    "empty data before": lambda stream: b"data:\n\n" + stream,
+    "an event without one before": lambda stream: sse({"type": "response.queued"}) + stream,
+    "data on several lines": indented,
+}
+"""How a stream of events may be written."""
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_the_head_of_a_stream_is_the_event_that_names_its_response(
+    way: Callable[[bytes], bytes], size: int
+) -> None:
+    """However it is written, after keep-alives of more bytes than a head has, wherever chunks are cut."""
+    waiting = b": keep-alive\n\n" + b'data: {"type":"ping"}\n\n'
+    stream = way(waiting * HEAD_BYTES + sse(CREATED, {"type": "response.output_text.delta"}))
+    collector = HeadCollector()
+    cuts = range(0, len(stream), size)
+    seen = [collector.add(stream[at : at + size]) for at in cuts]
+    assert True in seen
+    assert id_in(collector.head) == "resp_1"
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -47,8 +81,10 @@ def sse(*events: dict[str, Any]) -> bytes:
         b": keep-alive\n\n" + sse(CREATED),
         sse({"response": WHOLE, "sequence_number": 0, "type": "response.created"}),
         b"data:" + orjson.dumps(CREATED) + b"\r\n\r\n",
+        b"\xef\xbb\xbf" + orjson.dumps(WHOLE),
+        *(way(sse(CREATED)) for way in WAYS.values()),
     ],
-    ids=range(10),
+    ids=[*range(11), *WAYS],
 )
 def test_the_id_of_an_answer(head: bytes) -> None:
     """Of the response object itself, wherever it stands among the fields, whole or in the first event."""

@@ -35,6 +35,7 @@ def answer(*rows: dict[str, Any], uptime_s: float = 10.0) -> dict[str, Any]:
     return {
         "endpoints": list(rows),
         "sources": {},
+        "store": None,
         "in_flight": 3,
         "held": 1,
         "workers": 2,
@@ -72,6 +73,29 @@ def test_sources_show_how_old_their_word_is() -> None:
     assert blank == ""
 
 
+@pytest.mark.parametrize(
+    ("store", "line"),
+    [
+        ({"state": "joining"}, None),
+        ({"state": "joined"}, None),
+        ({"state": "not_joined", "reason": "WRONGPASS", "for_s": 3.2}, "not joined for 3 s: WRONGPASS"),
+        ({"state": "lost", "reason": "no\nanswer", "for_s": 61.0}, "lost 61 s ago: no\\x0aanswer"),
+        ({"state": "not_writable", "reason": "a", "for_s": 0.0, "workers": 2}, "takes nothing for 0 s: a"),
+        (
+            {"state": "emptied", "reason": "a", "for_s": 1, "workers": 1},
+            "emptied 1 s ago at 1 of 2 workers: a",
+        ),
+        ({"state": "of_later", "reason": "a", "for_s": 1}, "of_later for 1 s: a"),
+    ],
+)
+def test_the_store_has_a_line_only_where_something_is_wrong(store: dict[str, Any], line: str | None) -> None:
+    """With since when, and at how many workers if not at all."""
+    whole = {"reason": None, "for_s": 0.0, **store}
+    _, *lines, blank, _, _ = render_endpoints({**answer(ROW), "store": whole}).splitlines()
+    assert lines == ([] if line is None else [f"store   {line}"])
+    assert blank == ""
+
+
 def test_rows_are_sorted_and_columns_aligned() -> None:
     """Rows are ordered by cluster then endpoint and every number column ends at the same place."""
     second = {**ROW, "key": "10.0.0.10:8000", "requests": 12_345, "cluster": "a", "reason": "probe failed"}
@@ -89,6 +113,12 @@ def test_rate_is_the_difference_between_two_readings() -> None:
     rows = render_endpoints(answer(after, new, uptime_s=14.0), answer(ROW)).splitlines()[3:]
     assert [row.split()[9] for row in rows] == ["7.5", "-"]
     assert render_endpoints(answer(after), answer(ROW)).splitlines()[3].split()[9] == "-"
+
+
+def test_totals_that_began_anew_have_no_rate() -> None:
+    """An endpoint was away, or one of several workers died with what it had counted: nothing is negative."""
+    before, after = answer(ROW), answer({**ROW, "served_total": 40}, uptime_s=12.0)
+    assert render_endpoints(after, before).splitlines()[3].split()[9:11] == ["-", "40"]
 
 
 def test_missing_measurements_show_a_dash() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from extproc.config.loading import read_all, read_once
-from extproc.istio_gateway.manifests import RenderingError, files
+from extproc.istio_gateway.manifests import files
+from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import shipped

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from http.client import HTTPException
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -79,7 +79,8 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
 
     Args:
         current: The admin port's `/endpoints` answer.
-        previous: An earlier answer of the same process, from which rates are taken; None shows none.
+        previous: An earlier answer of the same process, from which rates are taken; None shows none, nor do
+            totals that began anew: of an endpoint that was away, of a worker that died.
     """
     served_before: dict[str, int] = {}
     elapsed_s = 0.0
@@ -90,7 +91,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
     for row in sorted(current["endpoints"], key=lambda row: (row["cluster"], row["key"])):
         before = served_before.get(row["key"])
         rate = "-"
-        if before is not None and elapsed_s > 0:
+        if before is not None and elapsed_s > 0 and row["served_total"] >= before:
             rate = f"{(row['served_total'] - before) / elapsed_s:.1f}"
         ttft_s, capacity_blocks = row["ttft_ewma_s"], row["capacity_blocks"]
         rows.append(
@@ -125,7 +126,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
         f"tokenway   up {current['uptime_s']:.0f} s   workers {current['workers']}   "
         f"in flight {current['in_flight']}   held {current['held']}   endpoints {len(current['endpoints'])}"
     )
-    return "\n".join([summary, *_sources(current), "", *lines]) + "\n"
+    return "\n".join([summary, *_sources(current), *_store(current), "", *lines]) + "\n"
 
 
 def _sources(current: Mapping[str, Any]) -> list[str]:
@@ -138,6 +139,26 @@ def _sources(current: Mapping[str, Any]) -> list[str]:
         )
         for name, source in sorted(current["sources"].items())
     ]
+
+
+_STORE_STATES: Final = {
+    "not_joined": "not joined for {} s",
+    "lost": "lost {} s ago",
+    "not_writable": "takes nothing for {} s",
+    "emptied": "emptied {} s ago",
+}
+"""By what `/endpoints` says of the store where gateways meet."""
+
+
+def _store(current: Mapping[str, Any]) -> list[str]:
+    """A line if something is wrong with it, none where this gateway meets no other."""
+    store = current["store"]
+    if store is None or store["reason"] is None:
+        return []
+    state = _STORE_STATES.get(store["state"], store["state"] + " for {} s").format(f"{store['for_s']:.0f}")
+    some = store.get("workers", current["workers"])
+    where = "" if some == current["workers"] else f" at {some} of {current['workers']} workers"
+    return [printable(f"store   {state}{where}: {store['reason']}")]
 
 
 def _endpoints(admin_url: str) -> dict[str, Any]:

@@ -15,6 +15,11 @@ SHARING_WRITABLE = Family(
     MetricType.GAUGE,
     "0 while the shared metadata center can be read and accepts nothing of this gateway.",
 )
+SHARING_EMPTIED = Family(
+    "tokenway_sharing_emptied_total",
+    MetricType.COUNTER,
+    "Times that the shared metadata center had lost what it was told: flushed, or evicted.",
+)
 SHARING_GATEWAYS = Family(
     "tokenway_sharing_gateways", MetricType.GAUGE, "Gateways whose load counts here, this one included."
 )
@@ -52,6 +57,7 @@ RESERVATIONS = Family(
 FAMILIES: tuple[Family, ...] = (
     SHARING_CONNECTED,
     SHARING_WRITABLE,
+    SHARING_EMPTIED,
     SHARING_GATEWAYS,
     SHARING_MESSAGES,
     SHARING_FAILURES,
@@ -68,6 +74,7 @@ def sharing_values(stats: SyncStats, gateways: int) -> Values:
     return {
         SHARING_CONNECTED: {(): stats.connected},
         SHARING_WRITABLE: {(): stats.writable},
+        SHARING_EMPTIED: {(): stats.emptied},
         SHARING_GATEWAYS: {(): gateways},
         SHARING_MESSAGES: {
             ("published",): stats.published,

@@ -13,7 +13,8 @@
 --          cannot read them
 -- ARGV[6]  per kind of load, in the order of rows, what a charge adds: which item of a candidate, 0 for one, -1 for
 --          nothing; MessagePack
--- returns  per reservation {row of the candidate charged, total requests per candidate before}
+-- returns  {1 if there was something of the member, else 0;
+--           per reservation {row of the candidate charged, total requests per candidate before}}
 --
 -- A share's fields: '@newest' and '@full' are sequences of the newest and the last full update; all others
 -- are endpoints, each its sequence and one number per kind of load, the first of them requests.
@@ -86,13 +87,14 @@ if update[8] then
     redis.call('DEL', members)
   end
   redis.call('PUBLISH', channel, payload)
-  return {}
+  return {1, {}}
 end
 
 local known = redis.pcall('HMGET', share, '@newest', '@full')
 if is_of_other_type(known) then
   redis.call('DEL', share)
 end
+local had_share = (known[1] or known[2]) and 1 or 0
 local newest, last_full = tonumber(known[1] or 0) or 0, tonumber(known[2] or 0) or 0
 local in_order = sequence > newest
 
@@ -132,7 +134,7 @@ end
 
 if ARGV[4] == '' then
   redis.call('PUBLISH', channel, payload)
-  return {}
+  return {had_share, {}}
 end
 
 local reservations = cmsgpack.unpack(ARGV[4])
@@ -210,4 +212,4 @@ for endpoint, row in pairs(charged) do
 end
 call_in_chunks('HSET', changed)
 redis.call('PUBLISH', channel, cmsgpack.pack({update[1], member, sequence, rows_now, full, update[6], {}, false}))
-return places
+return {had_share, places}

@@ -1,0 +1,201 @@
+"""What the picker reads of an answer that passes: tokens and errors, wherever it is cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.accesslog.usage import UNKNOWN, Usage
+from extproc.picker.answer import HEAD_BYTES, TAIL_BYTES, PassingAnswer
+from extproc.picker.reading import Told
+from tests.e2e.event_streams import DONE, MESSAGES, PING, RESPONSES, TOKEN, by_cr, data, typed
+from tests.e2e.usage_cases import REPORTED, STREAMS, WHOLE, dumped, event
+
+EVENTS = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 3}}
+EVENT = b"data: " + orjson.dumps({"choices": [], "usage": USAGE}) + b"\n\n"
+NULL = b'data: {"choices": [{"delta": {"content": "\\"usage\\": {"}}], "usage": null}\n\n'
+
+
+def told(*chunks: bytes, content_type: str | None = EVENTS) -> Told:
+    """Of an answer in these chunks."""
+    answer = PassingAnswer()
+    for chunk in chunks:
+        answer.add(chunk)
+    return answer.told(content_type)
+
+
+def pieces(body: bytes, size: int) -> Iterator[bytes]:
+    """Of so many bytes each."""
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
+
+
+@pytest.mark.parametrize("at", range(0, len(EVENT), 3))
+def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
+    """After megabytes, and before events that have none."""
+    answer = PassingAnswer()
+    for _ in range(300):
+        answer.add(NULL * 3)
+    for chunk in (EVENT[:at], EVENT[at:], NULL, DONE):
+        answer.add(chunk)
+    assert answer.told(EVENTS).usage == Usage(7, 10, 3)
+    assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + len(DONE)
+
+
+@pytest.mark.parametrize("size", [1 << 30, 5_000, 7])
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_answers_as_our_own_envoy_reads_them(case: str, compact: bool, size: int) -> None:
+    """By structure: nothing that a model or a tool said is believed."""
+    _, answer, expected = WHOLE[case]
+    assert told(*pieces(dumped(answer, compact=compact), size), content_type=JSON) == (expected, None)
+
+
+@pytest.mark.parametrize("size", [1 << 30, 5_000, 7])
+@pytest.mark.parametrize("case", STREAMS)
+def test_streams_as_our_own_envoy_reads_them(case: str, size: int) -> None:
+    """Both ends of a stream of the Messages API, the depth of a response's usage, lines of any kind."""
+    _, stream, expected = STREAMS[case]
+    assert told(*pieces(stream, size)).usage == expected
+
+
+def test_the_prompt_of_a_long_stream_of_messages_is_at_its_beginning() -> None:
+    """And its output at the end, 400 KB later."""
+    start = event({"type": "message_start", "message": {"usage": {"input_tokens": 100, "output_tokens": 0}}})
+    token = typed("content_block_delta", delta={"type": "text_delta", "text": "a" * 100})
+    end = event(
+        {"type": "message_delta", "usage": {"cache_read_input_tokens": 64, "output_tokens": 7}}
+    ) + typed("message_stop")
+    assert told(start, *[token] * 2_000, end) == (REPORTED, None)
+
+
+@pytest.mark.parametrize("kind", [None, "", JSON, EVENTS, "audio/wav"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", NULL, b'{"usage": {', b'"usage": {"prompt_tokens": "x"}', b"\xff" * 100, b'"usage"' * 9],
+)
+def test_no_usage_is_none(body: bytes, kind: str | None) -> None:
+    """Whatever the engine sent."""
+    assert told(body, content_type=kind).usage == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [(EVENT, None), (orjson.dumps({"usage": USAGE}), None), (EVENT, EVENTS.upper())]
+)
+def test_an_answer_without_a_type_is_known_by_its_beginning(body: bytes, kind: str | None) -> None:
+    """Letter case makes no difference."""
+    assert told(body, content_type=kind).usage == Usage(7, 10, 3)
+
+
+def test_what_is_kept_of_an_answer_is_bounded() -> None:
+    """One chunk or many; usage that is in neither end is not looked for."""
+    answer = PassingAnswer()
+    answer.add(b"x" * (5 << 20))
+    answer.add(EVENT)
+    for _ in range(1000):
+        answer.add(b"y" * 1000)
+        assert len(answer._tail) <= 2 * TAIL_BYTES
+        assert len(answer._head) <= HEAD_BYTES
+    assert answer.told(EVENTS).usage == UNKNOWN
+
+
+ERROR = {"message": "gone '}' in {", "type": "InternalServerError", "code": 500}
+LONG_ERROR = data({"error": {"message": "gone " * 9_000, "code": 500}})
+FAILING: dict[str, tuple[str, bytes, str]] = {
+    "event": (EVENTS, TOKEN + data({"error": ERROR}) + DONE, "InternalServerError 500"),
+    "late": (EVENTS, TOKEN * 1_000 + data({"error": ERROR}) + DONE, "InternalServerError 500"),
+    "at-once-and-on": (EVENTS, data({"error": ERROR}) + TOKEN * 1_000 + DONE, "InternalServerError 500"),
+    "by-cr": (EVENTS, b"".join(by_cr(TOKEN, data({"error": ERROR}), DONE)), "InternalServerError 500"),
+    "over-lines": (EVENTS, b'data: {"error":\ndata: {"message": "gone",\ndata:  "code": 500}}\n\n', "500"),
+    "long": (EVENTS, TOKEN + LONG_ERROR, "error"),
+    "long-object": (EVENTS, TOKEN + data({"object": "error", "message": "gone " * 9_000}), "error"),
+    "object": (EVENTS, data({"object": "error", "type": "x y", "code": 400}), "400"),
+    "text": (EVENTS, TOKEN + data({"error": "the prompt"}), "error"),
+    "field": (EVENTS, TOKEN + b'error: {"code": 500}\n\n', "error"),
+    "name": (EVENTS, b"event: error\n" + data({"message": "gone"}), "error"),
+    "messages": (
+        EVENTS,
+        MESSAGES[0] + typed("error", error={"type": "overloaded_error"}),
+        "overloaded_error",
+    ),
+    "responses": (EVENTS, RESPONSES[0] + typed("response.failed", response={"error": {"code": "x"}}), "x"),
+    "responses-unsaid": (EVENTS, typed("response.failed", response={"error": None}), "error"),
+    "responses-error": (
+        EVENTS,
+        RESPONSES[0] + data({"type": "error", "code": "server_error"}),
+        "server_error",
+    ),
+    "finish": (EVENTS, data({"choices": [{"finish_reason": None}, {"finish_reason": "error"}]}), "error"),
+    "cut-short": (EVENTS, TOKEN * 2, "truncated"),
+    "cut-short-late": (EVENTS, TOKEN * 1_000, "truncated"),
+    "messages-cut-short": (EVENTS, b"".join(MESSAGES[:2]), "truncated"),
+    "messages-without-names": (EVENTS, data({"type": "message_start", "message": {}}), "truncated"),
+    "responses-cut-short": (EVENTS, b"".join(RESPONSES[:2]) + DONE, "truncated"),
+    "comments": (EVENTS, b": keep-alive\n\n" * 9 + DONE, "empty"),
+    "pings": (EVENTS, PING * 2, "empty"),
+    "json": (JSON, dumped({"error": ERROR}), "InternalServerError 500"),
+    "long-json": (JSON, dumped({"error": {"message": "gone " * 9_000}}), "error"),
+    "behind-a-long-answer": (JSON, dumped({"x": "gone " * 9_000, "error": ERROR}), "InternalServerError 500"),
+    "failed": (JSON, dumped({"status": "failed", "error": {"code": "server_error"}}), "server_error"),
+    "failed-behind-a-long-answer": (JSON, dumped({"x": "x" * 40_000, "status": "failed"}), "error"),
+    "detail": (JSON, dumped({"detail": "Not Found"}), "error"),
+    "no-json": (JSON, b"Internal Server Error", "error"),
+    "half-of-json": (JSON, b'{"choices": [{"message": {', "error"),
+}
+
+
+@pytest.mark.parametrize("size", [1 << 30, 5_000, 7])
+@pytest.mark.parametrize("case", FAILING)
+def test_errors_are_seen(case: str, size: int) -> None:
+    """Under a good status, in words that are safe to log."""
+    kind, body, expected = FAILING[case]
+    assert told(*pieces(body, size), content_type=kind).error == expected
+
+
+ANSWERS: dict[str, tuple[str, bytes]] = {
+    "text": (
+        EVENTS,
+        TOKEN.replace(b'"a"', rb'"\n\nevent: error\ndata: {\"error\": {\"type\": \"x\"}}"') + DONE,
+    ),
+    "long-text": (EVENTS, TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"') + DONE),
+    "argument": (EVENTS, MESSAGES[0] + typed("x", block={"input": {"error": "x"}}) + b"".join(MESSAGES[2:])),
+    "null": (EVENTS, data({"error": None, "choices": [{"delta": {}}]}) + DONE),
+    "empty": (EVENTS, data({"error": {}, "choices": [{"delta": {}}]}) + DONE),
+    "no-stop": (EVENTS, b"".join(MESSAGES[:3])),
+    "pinged": (EVENTS, b"".join(MESSAGES) + PING),
+    "tool": (EVENTS, typed("response.output_item.done", item={"error": "no file"}) + RESPONSES[2]),
+    "done": (EVENTS, TOKEN + b'data:"DONE"\r\n\r\n'),
+    "long-silence": (EVENTS, TOKEN + b": keep-alive\n\n" * 9_000 + DONE),
+    "json-text": (JSON, dumped({"choices": [{"message": {"content": '{"error": {}} failed detail'}}]})),
+    "json-argument": (JSON, dumped({"content": [{"input": {"error": "x", "status": "failed"}}]})),
+    "json-argument-at-length": (JSON, dumped({"x": "x" * 40_000, "y": [{"error": {"a": 1}}]})),
+    "list": (JSON, b"\xef\xbb\xbf [1, 2]\n"),
+    "audio": ("audio/wav", b"RIFF error"),
+}
+
+
+@pytest.mark.parametrize("size", [1 << 30, 5_000, 7])
+@pytest.mark.parametrize("case", ANSWERS)
+def test_what_looks_like_an_error_and_is_an_answer(case: str, size: int) -> None:
+    """Text that models write, errors of tools, an end without a last event."""
+    kind, body = ANSWERS[case]
+    assert told(*pieces(body, size), content_type=kind).error is None
+
+
+_WORDS = (
+    *("{", "}", "[", "]", '"', "\\", ":", ",", " ", "\n", "\r", "\n\n", "data:", "event:", "error", "[DONE]"),
+    *('"error"', '"usage"', '"status"', '"failed"', '"type"', '"choices"', '"ping"'),
+    *("9" * 5_000, "x" * 9_000, "[" * 9_000),
+)
+
+
+@given(st.lists(st.sampled_from(_WORDS), max_size=30).map("".join), st.sampled_from([EVENTS, JSON, None]))
+def test_any_text_gives_a_value(text: str, kind: str | None) -> None:
+    """However it is made."""
+    assert isinstance(told(*pieces(text.encode(), 5_000), content_type=kind), Told)
