@@ -151,11 +151,13 @@ def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
     from extproc.observing.log_writer import log_handler
+    from extproc.observing.noise import is_news
     from extproc.observing.request_log import JsonFormatter
     from metadata_center.service.serve import serve
 
     handler = log_handler()
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     return serve(
         options.listen,
