@@ -11,6 +11,7 @@ from aiohttp import web
 from extproc.observing.metrics.configuration import HOST_NAME_RESOLVED
 from extproc.observing.metrics.discovery import FAMILIES as DISCOVERY_FAMILIES
 from extproc.observing.metrics.predictions import USAGE_UNKNOWN
+from extproc.observing.metrics.process import LOOP_STALLS, STALL_CPU
 from extproc.observing.metrics.sharing import FAMILIES as SHARING_FAMILIES
 from extproc.observing.metrics.streams import ADS_NACKS, TRANSPORT_FAULTS
 from extproc.observing.metrics.table import FAMILIES
@@ -38,11 +39,14 @@ BEYOND_TRAFFIC = {
     HOST_NAME_RESOLVED,
     USAGE_UNKNOWN,
     TRANSPORT_FAULTS,
+    LOOP_STALLS,
+    STALL_CPU,
     *SHARING_FAMILIES,
     *DISCOVERY_FAMILIES,
 }
 """Families without a sample here: Envoy would have to refuse what we publish, or break HTTP/2, an answer
-to hide its usage, names to be resolved, gateways to share, or a control plane to list endpoints."""
+to hide its usage, names to be resolved, gateways to share, a control plane to list endpoints, or a turn of the
+event loop to take long, which none need."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
