@@ -170,6 +170,8 @@ def _apply(document: Fragment, patch: Manifest) -> None:
     match patch["applyTo"], patch["patch"]["operation"]:
         case "LISTENER", "MERGE":
             merge(listener, value)
+        case "LISTENER_FILTER", "ADD":
+            listener.setdefault("listener_filters", []).append(value)
         case "NETWORK_FILTER", "MERGE":
             assert match["listener"]["filterChain"]["filter"]["name"] == network["name"]
             merge(network, value)

@@ -157,7 +157,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "metadata_center.sharing": "metadata_center.types metadata_center.errors metadata_center.load "
         "metadata_center.store metadata_center.addresses metadata_center.backoff metadata_center.files",
         "metadata_center.service": "metadata_center.types metadata_center.errors metadata_center.load "
-        "metadata_center.history metadata_center.sharing metadata_center.addresses metadata_center.signals",
+        "metadata_center.history metadata_center.sharing metadata_center.addresses metadata_center.signals "
+        "metadata_center.tokens",
         "tokenway.simulator.engine": "",
         "tokenway.simulator.server": "tokenway.simulator.engine",
         "tokenway.simulator.validation": "tokenway.simulator.engine",

@@ -47,7 +47,7 @@ class Lesson:
         row: The endpoint that served it.
         prompt_tokens: As the engine counted; None if it did not say.
         cached_tokens: Likewise.
-        output_tokens: Likewise.
+        output_tokens: Likewise, of one choice.
         ttft_s: From sending to the first token; None if that is not known.
         stream_s: From the first token to the last; None if that is not known.
         predicted_ttft_s: What was foreseen; None if nothing was.

@@ -50,10 +50,9 @@ class Teaching:
             predictor.observe_usage(
                 record.model, record.prompt_bytes, outcome.prompt_tokens, request.endpoint
             )
-        if outcome.completion_tokens:
-            predictor.traffic((record.model, request.group)).answered(
-                request.endpoint, outcome.completion_tokens
-            )
+        choice_tokens = ending.choice_tokens
+        if choice_tokens:
+            predictor.traffic((record.model, request.group)).answered(request.endpoint, choice_tokens)
         row, snapshot = ending.row, record.snapshot
         if row is None or snapshot is None or outcome.attempts != 1 or not record.stream:
             return
@@ -67,7 +66,7 @@ class Teaching:
                 row,
                 outcome.prompt_tokens,
                 outcome.cached_tokens,
-                outcome.completion_tokens,
+                choice_tokens,
                 outcome.ttft_s,
                 ending.stream_s,
                 outcome.predicted_ttft_s,

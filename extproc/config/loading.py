@@ -1,6 +1,6 @@
 """tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
 
-Only `load`, `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
+Only `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
 reading that `read_all` is given.
 """
 
@@ -18,7 +18,7 @@ from extproc.config.clusters import ClusterSpec, parse_clusters
 from extproc.config.collisions import collisions
 from extproc.config.document import MAX_PROBLEMS, Document, Location, unknown, without_passwords
 from extproc.config.notation import read_yaml
-from extproc.config.rule_headers import never_arrives
+from extproc.config.rule_headers import Edge, never_arrives, never_said
 from extproc.config.schema import Config
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.config.sections.models import Model, RuleSection
@@ -34,15 +34,6 @@ Settings = Mapping[str, Any]
 """A part of a tokenway.yaml, in plain data; what flags of the command say."""
 
 NO_SETTINGS: Settings = MappingProxyType({})
-
-
-def load(path: Path) -> Config:
-    """Read a tokenway.yaml.
-
-    Raises:
-        ConfigError: The file cannot be read, or has problems; all of them are named.
-    """
-    return parse(read_file(path), str(path))
 
 
 def load_all(path: Path, settings: Settings = NO_SETTINGS) -> tuple[Config, tuple[ClusterSpec, ...]]:
@@ -249,13 +240,20 @@ def _names_given_twice(config: Config) -> list[tuple[Location, str]]:
 
 
 def _headers_that_never_arrive(config: Config) -> list[tuple[Location, str]]:
-    return [
-        (("models", model_name, "rules", i, "headers"), problem)
-        for model_name, model in config.models.items()
-        for i, rule in enumerate(model.rules)
-        for name in rule.headers
-        if (problem := never_arrives(name, config.request.allow_headers)) is not None
-    ]
+    edge = Edge.OWN if config.istio_gateway is None else Edge.ISTIO
+    if config.endpoint_picker is not None:
+        edge = Edge.FOREIGN
+    problems: list[tuple[Location, str]] = []
+    for model_name, model in config.models.items():
+        for i, rule in enumerate(model.rules):
+            place = ("models", model_name, "rules", i, "headers")
+            for name, value in rule.headers.items():
+                problem = never_arrives(name, config.request.allow_headers, edge)
+                if problem is not None:
+                    problems.append((place, problem))
+                elif (problem := never_said(value)) is not None:
+                    problems.append(((*place, name), problem))
+    return problems
 
 
 def read_file(path: Path) -> str:

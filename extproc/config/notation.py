@@ -49,7 +49,7 @@ square of the length."""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
-UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError)
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What PyYAML raises for a scalar that is not what its tag or its form says: `!!bool maybe`, `!!int ""`."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -276,7 +276,7 @@ class _YamlBuilder:
             return None
         try:
             value = self._scalars.construct_object(node)
-        except UNREADABLE:
+        except _UNREADABLE:
             self.problems.append((location, f"cannot be read as {node.tag.rpartition(':')[2]}: quote it"))
             return None
         if isinstance(value, str) and "\0" in value:

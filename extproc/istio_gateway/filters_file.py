@@ -8,7 +8,15 @@ from typing import Final
 from extproc.config.schema import Config
 from extproc.config.sections.istio import IstioGateway
 from extproc.istio_gateway.profile import Fragment, Profile
-from extproc.istio_gateway.resources import DECIDED, GATEWAY, NOWHERE, PINNED, Open, manifest
+from extproc.istio_gateway.resources import (
+    DECIDED,
+    GATEWAY,
+    NOWHERE,
+    PINNED,
+    Open,
+    fallback_name,
+    manifest,
+)
 from extproc.istio_gateway.text import Manifest
 from extproc.values.headers import CLUSTER_HEADER
 from extproc.values.mesh_names import MeshName
@@ -46,8 +54,10 @@ def filters(
     """
     *hosts, service = clusters
     return [
-        _listener_filter(gateway, profile),
-        _routes_filter(gateway, _with_names(profile.fallback, config, opened), profile),
+        _listener_filter(
+            gateway, profile, is_tls=gateway.credential is not None or config.edge.tls is not None
+        ),
+        _routes_filter(config, gateway, profile, opened),
         _clusters_filter(gateway, profile, hosts, service),
     ]
 
@@ -69,9 +79,10 @@ def _patch(applies_to: str, match: Manifest, operation: str, value: Manifest) ->
     }
 
 
-def _listener_filter(gateway: IstioGateway, profile: Profile) -> Manifest:
+def _listener_filter(gateway: IstioGateway, profile: Profile, *, is_tls: bool) -> Manifest:
     """What our listener has: bounds, headers stripped early, ext_proc, scripts, access logs."""
     port = gateway.pod_port or gateway.port
+    listener = {"listener": {"portNumber": port}}
     manager = {"listener": {"portNumber": port, "filterChain": {"filter": {"name": _MANAGER}}}}
     router = {
         "listener": {
@@ -83,17 +94,24 @@ def _listener_filter(gateway: IstioGateway, profile: Profile) -> Manifest:
         f"{GATEWAY}-listener",
         gateway,
         [
-            _patch(
-                "LISTENER",
-                {"listener": {"portNumber": port}},
-                "MERGE",
-                {"per_connection_buffer_limit_bytes": profile.buffer_limit_bytes},
-            ),
+            _patch("LISTENER", listener, "MERGE", profile.listener),
+            _first_bytes(listener, profile, is_tls=is_tls),
             _patch("NETWORK_FILTER", manager, "MERGE", {"name": _MANAGER, "typed_config": profile.manager}),
             *(_patch("HTTP_FILTER", router, "INSERT_BEFORE", each) for each in profile.filters),
             _patch("HTTP_FILTER", router, "MERGE", {"name": _ROUTER, "typed_config": profile.router}),
         ],
     )
+
+
+def _first_bytes(listener: Manifest, profile: Profile, *, is_tls: bool) -> Manifest:
+    """What has the listener's time-out hold for a connection that says nothing, and for a TLS handshake.
+
+    A port for TLS has the filter by istiod, one for clear text has none.
+    """
+    if is_tls:
+        timeout = {"transport_socket_connect_timeout": profile.listener["listener_filters_timeout"]}
+        return _patch("FILTER_CHAIN", listener, "MERGE", timeout)
+    return _patch("LISTENER_FILTER", listener, "ADD", profile.inspector)
 
 
 def _with_names(fallback: Fragment, config: Config, opened: Sequence[Open]) -> Fragment:
@@ -106,28 +124,43 @@ def _with_names(fallback: Fragment, config: Config, opened: Sequence[Open]) -> F
     return {"filter_metadata": {SCRIPT: {**of_script, "settings": settings}}}
 
 
-def _routes_filter(gateway: IstioGateway, fallback: Fragment, profile: Profile) -> Manifest:
-    """Routes that go where a header says, and one that goes nowhere."""
+def _routes_filter(
+    config: Config, gateway: IstioGateway, profile: Profile, opened: Sequence[Open]
+) -> Manifest:
+    """Routes that go where a header says, and one that goes nowhere.
+
+    Found by names that are ours alone: istiod knows which Gateway a route is of only where that has TLS.
+    """
     backoff = profile.retries["retry_back_off"]
-    decided = {"route": {"cluster_header": CLUSTER_HEADER, "retry_policy": {"retry_back_off": backoff}}}
-    nowhere = {
-        "route": {"cluster": "tokenway-none", "cluster_not_found_response_code": "NOT_FOUND"},
-        "metadata": fallback,
+    decided = {
+        "route": {
+            "cluster_header": CLUSTER_HEADER,
+            "idle_timeout": profile.idle_timeout,
+            "retry_policy": {"retry_back_off": backoff},
+        }
     }
-    of_gateway = {"routeConfiguration": {"gateway": f"{gateway.namespace}/{GATEWAY}"}}
+    nowhere = {"route": profile.nowhere, "metadata": _with_names(profile.fallback, config, opened)}
+    fallbacks = [fallback_name(number) for number in range(len(opened))]
+    counted = {"include_request_attempt_count": True}
+    served = {"route": {"idle_timeout": profile.idle_timeout}}
     return _filter(
         f"{GATEWAY}-routes",
         gateway,
         [
             *(_patch("HTTP_ROUTE", _route(name), "MERGE", decided) for name in (PINNED, DECIDED)),
+            *(_patch("HTTP_ROUTE", _route(name), "MERGE", served) for name in fallbacks),
             _patch("HTTP_ROUTE", _route(NOWHERE), "MERGE", nowhere),
-            _patch("VIRTUAL_HOST", of_gateway, "MERGE", {"include_request_attempt_count": True}),
+            *(_patch("VIRTUAL_HOST", _host(name), "MERGE", counted) for name in gateway.hosts),
         ],
     )
 
 
 def _route(name: str) -> Manifest:
     return {"routeConfiguration": {"vhost": {"route": {"name": name}}}}
+
+
+def _host(name: str) -> Manifest:
+    return {"routeConfiguration": {"vhost": {"domainName": name}}}
 
 
 def _clusters_filter(

@@ -10,14 +10,19 @@ from extproc.config.sections.edge import Cors, EdgeTls
 from extproc.config.sections.fields import MODEL_ALIAS_PREFIX
 from extproc.config.sections.istio import IstioGateway
 from extproc.istio_gateway.profile import Fragment, Profile
-from extproc.istio_gateway.resources import DECIDED, GATEWAY, NOWHERE, PINNED, Open, manifest
+from extproc.istio_gateway.resources import (
+    DECIDED,
+    GATEWAY,
+    NOWHERE,
+    PINNED,
+    Open,
+    fallback_name,
+    manifest,
+)
 from extproc.istio_gateway.text import Manifest
 from extproc.istio_gateway.tls import client_tls
 from extproc.values.headers import OWNER_HEADER
 from extproc.values.mesh_names import MeshName
-
-FALLBACK: Final = "tokenway-fallback"
-"""Names of routes without Tokenway, with a number behind."""
 
 MODEL_HEADER: Final = "x-tokenway-model"
 
@@ -73,7 +78,7 @@ def _routes(
         },
         *(
             {
-                "name": f"{FALLBACK}-{number}",
+                "name": fallback_name(number),
                 "match": [
                     {
                         "method": {"exact": "POST"},

@@ -33,6 +33,9 @@ _LEAST_WINDOW_BYTES: Final = 65_535
 _OF_ISTIO: Final = frozenset({"@type", "stat_prefix", "use_remote_address", "http_filters", "route_config"})
 """What istiod fills in of a connection manager, or what is no scalar and patched by itself."""
 
+_OF_LISTENER: Final = ("per_connection_buffer_limit_bytes", "listener_filters_timeout")
+"""What is merged into istiod's listener."""
+
 _NAMESPACES: Final = ["envoy.lb", "tokenway"]
 
 _LB: Final = "type.googleapis.com/envoy.extensions.load_balancing_policies"
@@ -43,11 +46,15 @@ class Profile:
     """Fragments by where Istio puts them.
 
     Attributes:
-        buffer_limit_bytes: Largest request body, of the listener.
+        listener: Of the listener: largest request body, and how long a connection may say nothing.
+        inspector: Its filter that waits for a connection's first bytes; without one that has no bound.
         manager: Of the HTTP connection manager.
         filters: HTTP filters, in the order in which a request passes them.
         router: Of the router's filter.
-        fallback: Metadata of the route of a request that Tokenway did not answer.
+        nowhere: The action of the route that a request has before it is decided, and for good if nobody
+            decides: how long its body may stop, and a cluster that there is not.
+        fallback: That route's metadata.
+        idle_timeout: Of all other routes, as `600s`: without it a request keeps that of `nowhere`.
         service: Of the cluster that is Tokenway.
         engines: Of the clusters of engines.
         removed: Request headers that end at the gateway.
@@ -55,11 +62,14 @@ class Profile:
         pinned_retries: That of requests which one endpoint alone can answer.
     """
 
-    buffer_limit_bytes: int
+    listener: Fragment
+    inspector: Fragment
     manager: Fragment
     filters: tuple[Fragment, ...]
     router: Fragment
+    nowhere: Fragment
     fallback: Fragment
+    idle_timeout: str
     service: Fragment
     engines: Fragment
     removed: tuple[str, ...]
@@ -81,6 +91,7 @@ def profile_of(bootstrap: Mapping[str, Any], replaced: Mapping[str, Any], servic
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = manager["route_config"]["virtual_hosts"]
     pinned, nowhere = host["routes"][0], host["routes"][-1]
+    (inspector,) = listener["listener_filters"]
     _adapt(manager, service)
     # What its Envoy buffers of an HTTP/2 request is a window of the stream: it has no limit of virtual hosts.
     window = max(_LEAST_WINDOW_BYTES, listener["per_connection_buffer_limit_bytes"])
@@ -89,11 +100,17 @@ def profile_of(bootstrap: Mapping[str, Any], replaced: Mapping[str, Any], servic
     router = filters.pop()
     (worker,) = [each for each in static["clusters"] if each["name"] == WORKER_CLUSTERS[0]]
     return Profile(
-        buffer_limit_bytes=listener["per_connection_buffer_limit_bytes"],
+        listener={name: listener[name] for name in _OF_LISTENER},
+        inspector=inspector,
         manager=_manager(manager),
         filters=tuple(each for each in filters if each["name"] != "envoy.filters.http.cors"),
         router=router["typed_config"],
+        nowhere={
+            name: nowhere["route"][name]
+            for name in ("cluster", "cluster_not_found_response_code", "idle_timeout")
+        },
         fallback=nowhere["metadata"],
+        idle_timeout=pinned["route"]["idle_timeout"],
         service={name: worker[name] for name in ("connect_timeout", "common_lb_config", "health_checks")},
         engines=ENGINES,
         removed=(*host["request_headers_to_remove"], CLUSTER_HEADER),

@@ -48,6 +48,11 @@ class Open:
     destination: MeshName
 
 
+def fallback_name(number: int) -> str:
+    """Name of the route of a model that Envoy may serve alone, by its place among them."""
+    return f"tokenway-fallback-{number}"
+
+
 def manifest(
     kind: str, name: str, gateway: IstioGateway, spec: Manifest, version: str = NETWORKING
 ) -> Manifest:

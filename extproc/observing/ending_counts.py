@@ -29,4 +29,5 @@ class EndingCounts:
         says_nothing = outcome.prompt_tokens is None and outcome.completion_tokens is None
         if says_nothing and ending.is_answered and request.operation not in COMPUTING_NOTHING:
             recorder.usage_unknown(record.model, ending.usage_unseen or "absent")
-        recorder.observe_end(request.operation, record.model, outcome, record.held_s)
+        waited_s = record.held_s + ending.retried_s
+        recorder.observe_end(request.operation, record.model, outcome, waited_s, ending.tpot_s)

@@ -49,14 +49,23 @@ class Recorder(Protocol):
     def hold_ended(self, model: str, ending: HoldEnding, held_s: float) -> None:
         """One wait ended."""
 
-    def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
+    def observe_end(
+        self,
+        operation: Operation,
+        model: str,
+        outcome: Outcome,
+        waited_s: float = 0.0,
+        tpot_s: float | None = None,
+    ) -> None:
         """One request that was sent upstream ended.
 
         Args:
             operation: What was asked for.
             model: The client's model.
             outcome: How it ended.
-            held_s: How long it waited here before it was sent.
+            waited_s: How long it waited before it was sent to the endpoint that answered: here, and for
+                attempts that failed.
+            tpot_s: Mean time between the output tokens of one of its choices; None if that is not known.
         """
 
     def rejected(self, reason: Reason, model: str, status: int) -> None:

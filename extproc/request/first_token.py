@@ -4,6 +4,8 @@ Rules:
     1. Streams are server-sent events: a token is in a `data:` line, never in a comment or another field,
        wherever chunks are cut, whether lines end by CR, LF or both, and behind a byte order mark.
     2. What is no stream of events, and what begins with an error event, has no token.
+    3. What engines and proxies say before there is a token is none: a ping, data without anything, the
+       beginning of a response. What such an event quotes of the request decides nothing.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -16,8 +18,7 @@ from typing import Final
 from extproc.values.exchange import Sight
 from extproc.values.requests import Operation
 
-LINE_START: Final = b"\n"
-DATA: Final = b"\ndata:"
+_LINE_START: Final = b"\n"
 
 _BEGINS_WITH_ERROR: Final = re.compile(
     rb"\n(?:event: ?error\b|error: *\{|"
@@ -30,9 +31,20 @@ engine that fails at once has computed nothing."""
 _MARK: Final = b"\xef\xbb\xbf"
 """UTF-8's byte order mark, which may stand before the first line."""
 
-_MARKERS: Final = {Operation.RESPONSES: b"response.output_"}
-"""What announces a token where not every event does: the Responses API sends `response.created` and
-`response.in_progress` before any token exists."""
+_TOKEN: Final = re.compile(
+    rb"(?<!\nevent: ping)(?<!\nevent:ping)(?<!\nevent: ping\n)(?<!\nevent:ping\n)"
+    rb'\ndata:[ \t]*(?!\{\s*"type"\s*:\s*"ping")[^\s](?:[^\n]{18}|[^\n]*\n)'
+)
+"""Data that say something, with as much of them, or their line's end, as shows that they are no ping."""
+
+_RESPONSES_TOKEN: Final = re.compile(
+    rb'\n(?:event: ?|data: ?\{[^\n{]*"type": ?")response\.(?:output_|reasoning)'
+)
+"""The Responses API sends `response.created` and `response.in_progress` before any token exists. Each has the
+request's instructions and metadata in it, which may say anything: the type alone counts, where it stands."""
+
+_MAX_CARRY: Final = 512
+"""Of an event that has not said what it is; types stand at the beginning."""
 
 
 class FirstTokenDetector:
@@ -42,31 +54,42 @@ class FirstTokenDetector:
         operation: The API that was asked.
     """
 
-    __slots__ = ("_carry", "_is_events", "_marker")
+    __slots__ = ("_carry", "_is_events", "_is_late", "_token")
 
     def __init__(self, operation: Operation) -> None:
-        self._carry = LINE_START
-        self._marker = _MARKERS.get(operation, DATA)
+        self._carry = _LINE_START
+        self._token = _RESPONSES_TOKEN if operation is Operation.RESPONSES else _TOKEN
         self._is_events = False
+        self._is_late = False
 
     def look(self, chunk: bytes, *, end_of_stream: bool) -> Sight:
         """What the next chunk says; nothing is to be looked at after any answer but `NOT_YET`."""
-        is_first = self._carry == LINE_START
         if b"\r" in chunk:
-            chunk = chunk.replace(b"\r", b"\n")
-        if is_first:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        is_late = self._is_late
+        if not is_late:
+            self._is_late = chunk != b""
             chunk = chunk.removeprefix(_MARK)
         chunk = self._carry + chunk
-        if self._marker in chunk:
+        if self._token.search(chunk) is not None:
             if _BEGINS_WITH_ERROR.search(chunk) is not None:
                 return Sight.NEVER
-            return Sight.PASSES if is_first else Sight.PASSES_LATE
+            return Sight.PASSES_LATE if is_late else Sight.PASSES
         begins = chunk.lstrip()[:1]
         if end_of_stream or not (self._is_events or may_begin_events(begins)):
             return Sight.NEVER
         self._is_events = self._is_events or begins != b""
-        self._carry = chunk[1 - len(self._marker) :]
+        self._carry = _unfinished(chunk)
         return Sight.NOT_YET
+
+
+def _unfinished(text: bytes) -> bytes:
+    """The end of `text` that with what follows may yet be a token: an event's beginning, or a line's."""
+    for end in (b"\n\n", b"\n"):
+        rest = text[text.rfind(end) + len(end) - 1 :] if end in text else text
+        if len(rest) <= _MAX_CARRY:
+            return rest
+    return b""  # amid a long line
 
 
 def may_begin_events(begins: bytes) -> bool:

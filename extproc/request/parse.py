@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from extproc.errors import Reason, RouterError
+from extproc.request.choices import choices_of
 from extproc.request.media import compact_parts, compact_turns, widths_of
 from extproc.request.multipart import Form, Upload
 from extproc.request.paths import as_engines_read
@@ -131,6 +132,7 @@ def parse(path: str, body: Body) -> InferenceRequest:
         form=form,
         widths=widths,
         more_bytes=sum([width for _, width in widths]) if widths else 0,
+        choices=1 if form is not None else choices_of(api.operation, fields),
     )
 
 

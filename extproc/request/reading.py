@@ -23,8 +23,8 @@ from extproc.values.requests import ANY_MODEL, InferenceRequest
 Pieces = tuple[bytes | bytearray | memoryview, ...]
 """Of a body, to be joined where it is sent."""
 
-_KEPT = ("n", "previous_response_id", "conversation")
-"""Fields that a decision needs: how many answers are asked for, and what is built on."""
+_KEPT = ("previous_response_id", "conversation")
+"""Fields that a decision needs: what is built on."""
 
 _MOST_KEPT_BYTES = 4096
 """Ids are bounded to 512 characters where they are read."""

@@ -149,11 +149,14 @@ class Endings:
             request.endpoint = self._at(end.address, request)
         row = record.row(request.endpoint)
         ended = end.ended
-        if ended is Ended.COMPLETED and end.status < 300 and isinstance(evidence, FailureKind):
+        if ended is Ended.COMPLETED and end.status < 400 and isinstance(evidence, FailureKind):
             ended = Ended.UPSTREAM_ERROR
         ttft_s = _ttft_s(request, end) if is_answered and record.stream else None
         outcome = self._outcome(request, end, ended, row, ttft_s)
-        self._notify(Ending(record, outcome, now_s, request, evidence, row, end.stream_s, end.usage_unseen))
+        stream_s, retried_s = _times(request, end)
+        self._notify(
+            Ending(record, outcome, now_s, request, evidence, row, stream_s, end.usage_unseen, retried_s)
+        )
 
     def _outcome(
         self, request: Inflight, end: RequestEnd, ended: Ended, row: int | None, ttft_s: float | None
@@ -192,3 +195,19 @@ def _ttft_s(request: Inflight, end: RequestEnd) -> float | None:
     if request.first_byte_is_token or request.first_token_s is None:
         return end.ttft_s
     return request.first_token_s - request.decided_s
+
+
+def _times(request: Inflight, end: RequestEnd) -> tuple[float | None, float]:
+    """From the first token to the last byte, None if that is not known; and what earlier attempts took.
+
+    Envoy's times are of the attempt that was answered, from its first byte, which may come long before
+    a token.
+    """
+    if request.first_token_s is None or end.ttft_s is None:
+        return end.stream_s, 0.0
+    later_s = max(0.0, request.first_token_s - request.decided_s - end.ttft_s)
+    if request.first_byte_is_token:
+        return end.stream_s, later_s if end.attempts > 1 else 0.0
+    if end.attempts > 1 or end.stream_s is None:
+        return None, 0.0
+    return max(0.0, end.stream_s - later_s), 0.0

@@ -21,10 +21,7 @@ from metadata_center.types import value
 def max_output_tokens(request: InferenceRequest) -> int | None:
     """Most tokens of all choices of its answer together, by its own words; None if it does not bound them."""
     most = request.max_tokens
-    if most is None:
-        return None
-    choices = request.body.get("n")
-    return most * choices if type(choices) is int and choices > 1 else most
+    return None if most is None else most * request.choices
 
 
 @value
@@ -161,6 +158,7 @@ class Recording:
             prefill_s=self._prefill_s(scheduled),
             tried_once=tried_once,
             builds_on=parsed.follows is not None and parsed.follows != (None, None),
+            choices=parsed.request.choices,
         )
         if parsed.follows is not None and parsed.request.operation is Operation.RESPONSES:
             inflight.conversation = parsed.follows.conversation

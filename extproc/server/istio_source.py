@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import re
@@ -47,6 +48,7 @@ from extproc.transport.dialling import (
     content,
 )
 from extproc.values.mesh_names import MeshName
+from metadata_center.tokens import bearer
 
 _log = logging.getLogger("tokenway.discovery")
 
@@ -302,7 +304,10 @@ class IstioSource:
             return Place(self._settings.address)
         headers: tuple[tuple[str, str], ...] = ()
         if tls.token_file is not None:
-            token = content(tls.token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+            try:
+                token = bearer(content(tls.token_file, _MAX_TOKEN_BYTES))
+            except ValueError as error:
+                raise OSError(errno.EINVAL, str(error), tls.token_file) from None
             headers = (("authorization", f"Bearer {token}"),)
         ca_pem = content(tls.ca_file, _MAX_CA_BYTES)
         pair = None

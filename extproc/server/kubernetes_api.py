@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 import tempfile
@@ -29,6 +30,7 @@ from extproc.discovery.kubernetes.messages import MalformedMessageError, Page, p
 from extproc.discovery.kubernetes.reflector import TOO_LARGE, Failure, ListPage, Watch
 from extproc.errors import ConfigError
 from metadata_center.files import open_regular, require_regular
+from metadata_center.tokens import bearer
 
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
 """Of a page: it is decoded at once, in some 50 ms. Objects have 1.5 MiB at most (etcd)."""
@@ -147,7 +149,7 @@ class KubernetesApi:
         try:
             options = {"headers": self._headers(), **self._tls_options()}
         except (OSError, ValueError) as error:
-            raise ApiFailure(Failure(None, f"credentials cannot be read: {type(error).__name__}")) from None
+            raise ApiFailure(Failure(None, f"credentials cannot be read: {_why(error)}")) from None
         try:
             async with self._session_now().get(
                 self._access.server + path, params=query, timeout=bounds, allow_redirects=False, **options
@@ -190,7 +192,7 @@ class KubernetesApi:
         if access.token_file is not None:
             now_s = self._clock()
             if self._token_read_s is None or now_s - self._token_read_s >= TOKEN_S:
-                self._token, self._token_read_s = _read(access.token_file).decode().strip(), now_s
+                self._token, self._token_read_s = _token(access.token_file), now_s
             token = self._token
         return {} if not token else {"Authorization": f"Bearer {token}"}
 
@@ -229,8 +231,23 @@ def _read(path: str) -> bytes:
     with open_regular(path) as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise OSError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        raise OSError(errno.EFBIG, f"too large; accepted: {MAX_FILE_BYTES} bytes", path)
     return content
+
+
+def _token(path: str) -> str:
+    """Raises OSError, which names the file."""
+    try:
+        return bearer(_read(path))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), path) from None
+
+
+def _why(error: OSError | ValueError) -> str:
+    """With the file, where it is known; other words might quote what is in it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return type(error).__name__
 
 
 def _tls_context(access: Access) -> ssl.SSLContext:

@@ -72,6 +72,7 @@ class Answered(msgspec.Struct, array_like=True, tag=True):
     is_encoded: bool
     fingerprint: int
     is_form: bool
+    choices: int
 
 
 _ORDER: Final = msgspec.msgpack.Decoder(Order)
@@ -112,6 +113,7 @@ def ask(channel: socket.socket, order: ReadOrder, body: Body) -> BodyRead:
         widths=tuple(answer.widths),
         more_bytes=answer.more_bytes,
         has_body=False,
+        choices=answer.choices,
     )
     around_model = (before, after) if answer.is_encoded else None
     return BodyRead(request, answer.is_changed, around_model, answer.fingerprint, answer.is_form)
@@ -166,6 +168,7 @@ def _answer(channel: socket.socket, encoded: memoryview, body: bytes) -> None:
             read.around_model is not None,
             read.fingerprint,
             read.is_form,
+            request.choices,
         )
         pieces = (request.prompt, *(read.around_model or ()))
     _send(channel, _ENCODER.encode(head), pieces)

@@ -30,6 +30,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.store import SharedStore
 from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.store import EmbeddedStore
+from metadata_center.tokens import bearer
 from metadata_center.types import EndpointKey, Waiter
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def transport_of(section: MetadataCenter, path: str) -> HttpTransport | RedisTra
     password = secret(section.password_env)
     try:
         if section.url.startswith("http"):
-            return HttpTransport(section.url, token=password, timeout_s=section.timeout_s)
+            token = None if not password else _bearer(password, path)
+            return HttpTransport(section.url, token=token, timeout_s=section.timeout_s)
         url = parse_url(
             section.url,
             username=section.username,
@@ -142,6 +144,13 @@ def transport_of(section: MetadataCenter, path: str) -> HttpTransport | RedisTra
         return RedisTransport(url, prefix=section.key_prefix)
     except MetadataError as error:
         raise ConfigError(path, [f"metadata_center.url: {error}"]) from None
+
+
+def _bearer(value: str, path: str) -> str:
+    try:
+        return bearer(value)
+    except ValueError as error:
+        raise ConfigError(path, [f"metadata_center.password_env: the variable has {error}"]) from None
 
 
 def entry_relay(

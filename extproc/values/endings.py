@@ -109,8 +109,9 @@ class Ending:
             more except the owner that records its prompt as cached.
         evidence: What the ending says of `request.endpoint`.
         row: The candidate row of `request.endpoint`; None if it was no candidate.
-        stream_s: From the first to the last byte of the engine's answer; None if that is not known.
+        stream_s: From the first token to the last byte of the engine's answer; None if that is not known.
         usage_unseen: Why usage was not looked for, or "".
+        retried_s: From the decision to the attempt that was answered: what earlier ones took; 0 if not known.
     """
 
     record: DecisionRecord
@@ -121,6 +122,19 @@ class Ending:
     row: int | None = None
     stream_s: float | None = None
     usage_unseen: str = ""
+    retried_s: float = 0.0
+
+    @property
+    def choice_tokens(self) -> int | None:
+        """Output tokens of one of its choices, of several the mean; None if they are not known."""
+        tokens, request = self.outcome.completion_tokens, self.request
+        return tokens if tokens is None or request is None else tokens // request.choices
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time between the output tokens of a choice after the first; None if that is not known."""
+        tokens = self.choice_tokens
+        return None if tokens is None or tokens <= 1 or not self.stream_s else self.stream_s / (tokens - 1)
 
     @property
     def is_answered(self) -> bool:

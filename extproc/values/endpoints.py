@@ -20,6 +20,14 @@ MOST_SEQUENCES: Final = 1 << 16
 """That a label may say: a hundred times what engines run."""
 
 
+def carries(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """True if all of `wanted` are among `labels`; a value may list several, joined by `,`."""
+    return all(
+        (has := labels.get(name)) is not None and (has == value or value in has.split(","))
+        for name, value in wanted.items()
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One engine replica in one cluster.
@@ -56,11 +64,8 @@ class Endpoint:
         return self.ready and not self.draining
 
     def carries(self, wanted: Mapping[str, str]) -> bool:
-        """True if it has all these labels; one whose value lists several, joined by `,`, has each of them."""
-        return all(
-            (has := self.labels.get(name)) is not None and (has == value or value in has.split(","))
-            for name, value in wanted.items()
-        )
+        """True if it has all these labels, as of `carries`."""
+        return carries(self.labels, wanted)
 
     @property
     def max_num_seqs(self) -> int:

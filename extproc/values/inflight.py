@@ -38,6 +38,7 @@ class Inflight:
         prefill_s: What its endpoint was foreseen to prefill for each first token that this process sees;
             infinite if nothing was.
         tried_once: It has no fallbacks, for it is known as poison.
+        choices: Sequences that are generated for it.
         builds_on: It names a stored response or a conversation: a 404 may be about that.
         failed: Endpoints at which attempts failed, and how; None while there is none.
     """
@@ -45,6 +46,7 @@ class Inflight:
     __slots__ = (
         "blocks",
         "builds_on",
+        "choices",
         "conversation",
         "decided_s",
         "endpoint",
@@ -84,6 +86,7 @@ class Inflight:
         prefill_s: float = inf,
         tried_once: bool = False,
         builds_on: bool = False,
+        choices: int = 1,
     ) -> None:
         self.record = record
         self.operation = operation
@@ -106,6 +109,7 @@ class Inflight:
         self.foreseen = foreseen
         self.tried_once = tried_once
         self.builds_on = builds_on
+        self.choices = choices
         self.failed: dict[EndpointKey, FailureKind] | None = None
 
     def key(self, row: int) -> tuple[str, str]:

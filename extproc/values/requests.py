@@ -84,6 +84,7 @@ class InferenceRequest:
         widths: (offset in `prompt`, bytes) where media count for so many bytes more than they have there.
         more_bytes: What the prompt counts for beyond the length of `prompt`: widths, and what was cut off.
         has_body: False if `body` was left where it was decoded, so that nothing can be rendered here.
+        choices: Sequences that are generated for it: `n` for each of its prompts.
     """
 
     operation: Operation
@@ -99,6 +100,7 @@ class InferenceRequest:
     widths: tuple[tuple[int, int], ...] = ()
     more_bytes: int = 0
     has_body: bool = True
+    choices: int = 1
 
     @property
     def prompt_bytes(self) -> int:

@@ -14,6 +14,7 @@ from metadata_center.addresses import Address, is_loopback
 from metadata_center.errors import MetadataError
 from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
+from metadata_center.tokens import bearer
 
 _LOGGER = logging.getLogger("metadata_center")
 
@@ -48,6 +49,11 @@ def serve(listen: str, *, token_env: str | None, request_expiry_s: float, cache_
     token = None if token_env is None else os.environ.get(token_env)
     if token_env is not None and not token:
         raise SettingError(f"environment variable {token_env} holds no token")
+    if token is not None:
+        try:
+            token = bearer(token)
+        except ValueError as error:
+            raise SettingError(f"environment variable {token_env} holds {error}") from error
     if token is None and not (host == "localhost" or is_loopback(host)):
         _LOGGER.warning("open to the network without a token", extra={"host": host})
     limits = Limits(request_expiry_s=request_expiry_s, cache_expiry_s=cache_expiry_s)

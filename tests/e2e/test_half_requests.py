@@ -24,24 +24,14 @@ from tests.e2e.harness import (
     running_stack,
     sample,
 )
+from tests.e2e.stopping import ENDS_S, HEAD, STALL_S, said_until_closed, stopping_soon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-ENDS_S = 30.0
-"""Room for a busy machine; the bounds below are of a second, the defaults of minutes."""
-
-STALL_S = 1.0
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
 CHUNK = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
 PLACES = 20
 MODELS = {"m": {"rules": [{"cluster": "c"}]}}
 EDGE: dict[str, Any] = {"headers_timeout_s": 1.0, "max_connections": PLACES}
-
-
-def _short(text: str) -> str:
-    """Envoy's configuration with a stop of an upload noticed sooner."""
-    assert text.count("idle_timeout: 65s") == 1
-    return text.replace("idle_timeout: 65s", f"idle_timeout: {STALL_S:g}s")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -55,35 +45,20 @@ async def engine() -> AsyncIterator[Recorder]:
 async def stack(engine: Recorder) -> AsyncIterator[Stack]:
     """A stack with tight bounds, but for idle connections."""
     config = {"models": MODELS, "edge": EDGE}
-    async with running_stack([cluster("c", [engine.key])], config, adapt=_short) as running:
+    async with running_stack([cluster("c", [engine.key])], config, adapt=stopping_soon) as running:
         yield running
-
-
-async def _said_until_closed(port: int, said: bytes) -> bytes:
-    """What Envoy answers to a client that says this and stops, once it has ended the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(said)
-    heard = b""
-    try:
-        async with asyncio.timeout(ENDS_S):
-            with suppress(ConnectionError):
-                while part := await reader.read(65_536):
-                    heard += part
-    finally:
-        writer.close()
-    return heard
 
 
 @pytest.mark.parametrize("said", [b"", b"P"])
 async def test_a_connection_that_says_nothing_ends(stack: Stack, said: bytes) -> None:
     """Not as an idle one does, which is one that had a request. One byte does not say what it speaks."""
-    assert await _said_until_closed(stack.port, said) == b""
+    assert await said_until_closed(stack.port, said) == b""
 
 
 @pytest.mark.parametrize("said", [b"POST /v1", b"PRI * HT"])
 async def test_half_a_first_line_is_refused(stack: Stack, said: bytes) -> None:
     """As half headers are, and the connection ends."""
-    answer = await _said_until_closed(stack.port, said)
+    answer = await said_until_closed(stack.port, said)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in answer
 
@@ -201,7 +176,7 @@ async def test_an_upload_that_stops_ends(stack: Stack, engine: Recorder, path: b
     """In the words of a request that did not arrive in time, long before an upload as a whole is too slow."""
     engine.reset()
     head = HEAD.replace(b"/v1/chat/completions", path) + b"content-length: 1000\r\n\r\n{"
-    heard = await _said_until_closed(stack.port, head)
+    heard = await said_until_closed(stack.port, head)
     assert heard.startswith(b"HTTP/1.1 408")
     assert b"The request did not arrive in time." in heard
     assert engine.received == []

@@ -9,15 +9,18 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import yaml
+from aiohttp import web
 
 from testbed.assembled import assembled
 from tests.e2e.assembled_stack import AssembledStack, cluster_of
-from tests.e2e.harness import envoy_binary, recording, simulators
+from tests.e2e.harness import answer_chat, chat, cluster, envoy_binary, post, recording, simulators
 from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under
+from tests.e2e.stopping import HEAD, STALL_S, said_until_closed, stopping_soon
 from tokenway.cli.render import rendered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -89,3 +92,38 @@ async def test_envoy_takes_what_is_rendered_for_every_setting(tmp_path: Path) ->
     )
     _, said = await checking.communicate()
     assert checking.returncode == 0, said[-2000:].decode()
+
+
+async def test_what_a_client_leaves_half_done_is_bounded() -> None:
+    """As by our own bootstrap: silence, half a line, an upload that stops; no engine that takes its time."""
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(STALL_S * 3)
+        return await answer_chat(request)
+
+    config: dict[str, Any] = {
+        "models": {"m": {"rules": [{"cluster": "m"}]}},
+        "edge": {"headers_timeout_s": 1.0},
+    }
+    async with recording() as engine:
+        engine.behaviour = late
+        folder = Path(tempfile.mkdtemp(prefix="tw", dir="/tmp"))
+        stack = AssembledStack(folder, 1, adapt=stopping_soon)
+        try:
+            stack.write_config(config)
+            stack.write_clusters(cluster("m", [engine.key]))
+            await stack.start_gateway()
+            await stack.start_envoy()
+            for said in (b"", b"P"):
+                assert await said_until_closed(stack.port, said) == b""
+            assert (await said_until_closed(stack.port, b"POST /v1")).startswith(b"HTTP/1.1 408 ")
+            heard = await said_until_closed(stack.port, HEAD + b"content-length: 1000\r\n\r\n{")
+            assert heard.startswith(b"HTTP/1.1 408 ")
+            assert b"The request did not arrive in time." in heard
+            assert engine.received == []
+            assert (await post(stack, chat("m", "hi"))).status == 200
+            await stack.gateway.kill()
+            assert (await post(stack, chat("m", "hi"))).status == 200
+        finally:
+            await stack.stop()
+            shutil.rmtree(folder, ignore_errors=True)

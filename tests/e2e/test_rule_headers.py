@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.e2e.harness import chat, cluster, recording, running_stack, send
+from tests.e2e.harness import chat, cluster, exchange, recording, running_stack, send
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -59,3 +59,26 @@ async def test_rules_match_the_address_that_envoy_saw() -> None:
         for claim in ({}, {"x-forwarded-for": "6.6.6.6"}, {"x-envoy-external-address": "6.6.6.6"}):
             assert (await send(stack, "POST", "/v1/chat/completions", chat("m", "hi"), claim)).status == 200
             assert json.loads(engine.received[-1].body)["model"] == "here"
+
+
+async def test_what_check_says_never_arrives_never_does() -> None:
+    """Blanks at a value's ends are gone, controls and underscores refused, certificates taken away."""
+    rules = [{"cluster": "c", "headers": {"x-a": "gold"}, "model": "gold"}, {"cluster": "c"}]
+    async with (
+        recording() as engine,
+        running_stack([cluster("c", [engine.key])], {"models": {"m": {"rules": rules}}}) as stack,
+    ):
+        body = json.dumps(chat("m", "hi")).encode()
+
+        async def sent(header: bytes) -> int:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n" % len(body)
+            return (await exchange(stack.port, head + header + b"\r\n\r\n" + body)).status
+
+        assert await sent(b"x-a: \t gold \t") == 200
+        assert json.loads(engine.received[-1].body)["model"] == "gold"
+        assert await sent(b"x-forwarded-client-cert: Hash=1") == 200
+        assert "x-forwarded-client-cert" not in engine.received[-1].headers
+        count = len(engine.received)
+        for header in (b"x_a: gold", b"x-a: go\x7fld", b"x-a: go\x01ld"):
+            assert await sent(header) == 400
+        assert len(engine.received) == count

@@ -6,12 +6,14 @@ import asyncio
 import random
 import re
 import time
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.e2e.conftest import Shared
-from tests.e2e.harness import Stack, chat, key_of, sample, send
+from tests.e2e.harness import Stack, chat, eventually, key_of, sample, send
 from tokenway.simulator.server.app import SimulatorServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -103,3 +105,50 @@ async def test_long_stream_outlives_the_message_timeout(plain: Shared) -> None:
     assert reply.status == 200
     assert reply.body.count(b'"delta":{"content":') == 20
     assert reply.body.endswith(b"data: [DONE]\n\n")
+
+
+BEFORE_A_TOKEN = {
+    "a ping": ("chat/completions", b'event: ping\ndata: {"type": "ping"}\n\n'),
+    "data without anything": ("chat/completions", b"data:\n\n"),
+    "a request repeated": (
+        "responses",
+        b'event: response.created\ndata: {"type":"response.created","response":'
+        b'{"id":"resp_1","instructions":"Explain response.output_text.delta."}}\n\n',
+    ),
+}
+"""What engines, and proxies before them, send while a request waits."""
+
+AFTER_IT = {
+    "chat/completions": (b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n', b"data: [DONE]\n\n"),
+    "responses": (
+        b'event: response.output_item.added\ndata: {"type":"response.output_item.added"}\n\n',
+        b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"resp_1"}}\n\n',
+    ),
+}
+"""The first token and the end."""
+
+
+@pytest.mark.parametrize("name", BEFORE_A_TOKEN)
+async def test_the_first_token_is_what_comes_after_pings_and_beginnings(plain: Shared, name: str) -> None:
+    """The time to the first token is not that of what came before it."""
+    path, before = BEFORE_A_TOKEN[name]
+    waits_s = 0.4
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(before)
+        for part in AFTER_IT[path]:
+            await asyncio.sleep(waits_s)
+            await answer.write(part)
+        return answer
+
+    plain.recorder.behaviour = behave
+    body = {"model": "recorded", "stream": True, "input": "x", "messages": [{"role": "user", "content": "x"}]}
+    assert (await send(plain.stack, "POST", f"/v1/{path}", body)).status == 200
+
+    async def read() -> Any:
+        return (await plain.stack.last(1))[0]["outcome"]
+
+    outcome = await eventually(read, lambda outcome: outcome is not None)
+    assert outcome["ttft_s"] > waits_s / 2

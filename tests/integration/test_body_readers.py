@@ -68,7 +68,7 @@ def alive(pid: int) -> bool:
 async def test_a_body_is_read_as_it_would_be_here(readers: BodyReaders) -> None:
     """The same request and the same body to send, from a process that is started then and ends with us."""
     assert readers.pids == []
-    body = large(priority=1)
+    body = large(priority=1, n=3)
     read = await result_of(readers.read(ORDER, body))
     here = read_body(ORDER, body)
     assert (read.request, read.is_changed) == (here.request, True)

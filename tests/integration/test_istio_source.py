@@ -17,6 +17,7 @@ from extproc.discovery.fleet import Fleet
 from extproc.discovery.istio.messages import CLUSTERS, Resource, Response
 from extproc.discovery.listed import Listed
 from extproc.server.istio_source import IstioSource
+from metadata_center.tokens import MALFORMED
 from testbed.certificates import issued, workload
 from testbed.processes import free_port
 from tests.fake_istiod import FakeIstiod
@@ -176,8 +177,8 @@ async def test_a_source_that_is_stopped_leaves_nothing() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_tls_and_a_token_that_rotates(tmp_path: Path) -> None:
-    """Each connection is made with the CA and the token as they are then."""
+async def test_tls_and_a_token_that_rotates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each connection is made with the CA and the token as they are then; a file that has none is named."""
     for name in ("authority", "other"):
         issued(tmp_path, name)
     issued(tmp_path, "istiod", "authority", who="DNS:istiod.test")
@@ -202,11 +203,12 @@ async def test_tls_and_a_token_that_rotates(tmp_path: Path) -> None:
         await fake.start(credentials)
         await until(lambda: made.source.status().is_connected)
         assert fake.headers[-1]["authorization"] == "Bearer second"
-        token.unlink()
+        token.write_text("s3cret\ns3cret\n")
         await fake.stop()
         await until(lambda: not made.source.status().is_connected)
         await fake.start(credentials)
-        token.write_text("third\n")
+        await until(lambda: f"{token}: {MALFORMED}" in [vars(each).get("cause") for each in caplog.records])
+        token.write_text("\ufeffthird\n")
         await until(lambda: made.source.status().is_connected)
         assert fake.headers[-1]["authorization"] == "Bearer third"
     await fake.stop()

@@ -20,6 +20,7 @@ from extproc.server import kubernetes_api
 from extproc.server.kubernetes_api import KubernetesApi
 from extproc.server.kubernetes_source import KUBERNETES, KubernetesSource
 from extproc.values.pool_policies import PoolPolicies
+from metadata_center.tokens import MALFORMED
 from testbed.fake_kubernetes import FakeKubernetes
 
 PODS = "/api/v1/namespaces/models/pods"
@@ -272,17 +273,25 @@ async def test_a_token_is_read_again_each_minute(api: FakeKubernetes, tmp_path: 
     assert client._headers() == {"Authorization": "Bearer second"}
 
 
+def causes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Why the API does not answer, by collection."""
+    return [vars(record)["cause"] for record in caplog.records if "cause" in vars(record)]
+
+
 async def test_credentials_that_are_gone_are_a_failure_like_any_other(
-    api: FakeKubernetes, tmp_path: Path
+    api: FakeKubernetes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The source waits for them."""
+    """The source waits for them, and the log says once which file is wrong, and never what is in it."""
     file = tmp_path / "token"
     async with running(api, Access(api.url, token_file=str(file))) as site:
-        async with asyncio.timeout(DEADLINE_S):
-            while site.source.status().age_s == 0.0:  # noqa: ASYNC110 - nobody tells that nothing happened
-                await asyncio.sleep(0.01)
+        for wrong in (f"{file}: No such file or directory", f"{file}: {MALFORMED}"):
+            async with asyncio.timeout(DEADLINE_S):
+                while f"credentials cannot be read: {wrong}" not in causes(caplog):  # noqa: ASYNC110 - a log
+                    await asyncio.sleep(0.01)
+            file.write_text("s3cret\ns3cret\n")
+        assert not [record for record in caplog.records if record.exc_info]
         assert api.requests == []
-        file.write_text("t")
+        file.write_text("\ufefft\n")
         await site.until(lambda: len(site.hosts()) == 3)
 
 

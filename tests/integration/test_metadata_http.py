@@ -24,6 +24,7 @@ from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.http_server import HttpServer
 from metadata_center.sharing.http_messages import SHARES_PATH
 from metadata_center.sharing.messages import Update, encode, member_id
+from metadata_center.tokens import MALFORMED
 from metadata_center.types import RequestId
 
 pytestmark = pytest.mark.asyncio
@@ -274,7 +275,7 @@ async def _spawn(*options: str, **environment: str) -> asyncio.subprocess.Proces
 
 async def test_the_command_serves_with_a_token_until_a_signal() -> None:
     """The token comes from the environment; SIGTERM ends it with code 0, others do not."""
-    command = await Command.start("--token-env", "MC_TOKEN", MC_TOKEN="secret")
+    command = await Command.start("--token-env", "MC_TOKEN", MC_TOKEN="secret\n")
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
         command.process.send_signal(number)
     async with aiohttp.ClientSession(command.url) as client:
@@ -290,13 +291,14 @@ async def test_the_command_serves_with_a_token_until_a_signal() -> None:
     ("options", "complaint"),
     [
         (["--token-env", "MC_TOKEN_UNSET"], "environment variable MC_TOKEN_UNSET holds no token"),
+        (["--token-env", "MC_TOKEN_BROKEN"], f"environment variable MC_TOKEN_BROKEN holds {MALFORMED}"),
         (["--request-expiry-s", "0"], "request expiry: 0.0; accepted: seconds > 0"),
         (["--cache-expiry-s", "nan"], "cache expiry: nan; accepted: seconds > 0"),
     ],
 )
 async def test_the_command_refuses_what_it_cannot_use(options: list[str], complaint: str) -> None:
     """With exit code 1 and one line that names the setting."""
-    process = await _spawn(*options)
+    process = await _spawn(*options, MC_TOKEN_BROKEN="s3cret\ns3cret")
     async with asyncio.timeout(DEADLINE_S):
         _, stderr = await process.communicate()
     assert process.returncode == 1

@@ -25,6 +25,9 @@ from tokenway.cli.render import rendered
 NAMESPACE: Final = "istio-system"
 LABELS: Final = {"istio": "ingressgateway"}
 
+NO_COUNT: Final[Mapping[str, Any]] = {"defaultConfig": {"proxyHeaders": {"attemptCount": {"disabled": True}}}}
+"""A mesh whose routes do not count attempts unless something of ours has them do it."""
+
 ORIGIN: Final = "https://chat.example.com"
 """Of pages that may call."""
 
@@ -43,7 +46,7 @@ class IstioStack(Stack):
         """Render, and put it where istiod reads it: the Gateway last, for it opens the port to clients."""
         files = rendered(self.run_dir / "tokenway.yaml")
         for name in sorted(files, key="gateway.yaml".__eq__):
-            self.istiod.write(name, *map(_on_loopback, files[name]))
+            self.istiod.write(name, *map(on_loopback, files[name]))
 
     async def declare(self, *clusters: Mapping[str, Any]) -> None:
         """Write ServiceEntries of these clusters, and wait until Envoy and Tokenway have them."""
@@ -61,7 +64,7 @@ class IstioStack(Stack):
         await eventually(known, lambda found: found == set().union(*keys.values()))
 
 
-def _on_loopback(manifest: Manifest) -> Manifest:
+def on_loopback(manifest: Manifest) -> Manifest:
     """A Gateway's port is opened on loopback alone: nothing else is to reach a test."""
     if manifest["kind"] != "Gateway":
         return manifest
@@ -120,7 +123,7 @@ async def behind_istio(config: Mapping[str, Any] = CONFIG) -> AsyncIterator[Behi
         exits.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         exits.push_async_callback(stack.stop)
         under = Under(stack, engines, *recorders)
-        istiod = await exits.enter_async_context(running_istiod(stack.run_dir / "istiod"))
+        istiod = await exits.enter_async_context(running_istiod(stack.run_dir / "istiod", mesh=NO_COUNT))
         proxy = await exits.enter_async_context(
             running_proxy(stack.run_dir / "proxy", istiod.port, labels=LABELS, namespace=NAMESPACE)
         )

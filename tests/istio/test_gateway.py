@@ -59,6 +59,8 @@ async def test_nothing_of_what_is_rendered_is_refused_or_idle(behind: Behind) ->
     document: Any = static(await behind.proxy.config_dump())
     (listener,) = document["static_resources"]["listeners"]
     assert listener["per_connection_buffer_limit_bytes"] == Config().request.max_body_bytes
+    assert listener["listener_filters_timeout"] == "10s"
+    assert [each["name"] for each in listener["listener_filters"]] == ["envoy.filters.listener.tls_inspector"]
     manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     assert manager["early_header_mutation_extensions"]
     assert [log["name"] for log in manager["access_log"]] == ["envoy.access_loggers.http_grpc"]
@@ -72,6 +74,10 @@ async def test_nothing_of_what_is_rendered_is_refused_or_idle(behind: Behind) ->
     for name in ("tokenway-pinned", "tokenway-decided"):
         assert clusters_of[name]["cluster_header"] == "x-tokenway-cluster"
     assert clusters_of["tokenway-nowhere"]["cluster"] == "tokenway-none"
+    stops = {name: route["idle_timeout"] for name, route in clusters_of.items()}
+    assert stops.pop("tokenway-nowhere") == "65s"
+    assert "tokenway-fallback-0" in stops
+    assert set(stops.values()) == {manager["stream_idle_timeout"]} == {"600s"}
     clusters = {each["name"]: each for each in document["static_resources"]["clusters"]}
     for name in ("sim", "recorder", "pair", "mortal"):
         assert "override_host" in str(clusters[cluster_of(name)]["load_balancing_policy"])

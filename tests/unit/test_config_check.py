@@ -172,6 +172,35 @@ def test_a_default_cluster_of_engines_is_a_warning(
     assert len(err.splitlines()) == is_warned
 
 
+@pytest.mark.parametrize(
+    ("wanted", "is_warned"),
+    [
+        ({}, False),
+        ({"gpu": "h200"}, False),
+        ({"gpu": "h100", "zone": "a"}, False),
+        ({"gpu": "h100,h200"}, False),
+        ({"gpu": "h300"}, True),
+        ({"GPU": "h200"}, True),
+        ({"gpu": "h200", "zone": "b"}, True),
+        ({"gpu": ""}, True),
+    ],
+)
+def test_a_part_of_a_cluster_in_which_nothing_is_is_a_warning(
+    config_file: Path, wanted: dict[str, str], is_warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each request by such a rule would be 503, which nobody means."""
+    labels = {"gpu": "h100,h200", "zone": "a"}
+    clusters = json.loads(CLUSTERS)
+    clusters["clusters"][0]["endpoints"][0]["labels"] = labels
+    (config_file.parent / "clusters.json").write_text(json.dumps(clusters))
+    rules = [{"cluster": "a"}, {"cluster": "a", "headers": {"x-a": "1"}, "subset": wanted}]
+    config_file.write_text(json.dumps({"models": {"\u202em": {"rules": rules}}}))
+    assert check(config_file) == 0
+    err = capsys.readouterr().err
+    assert ("models.\\x202em.rules[1].subset: no endpoint of `a` in clusters.json" in err) is is_warned
+    assert "\u202e" not in err
+
+
 def test_listening_in_the_open_is_a_warning(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was asked for in so many words is still said aloud."""
     text = "server: {listen: ['0.0.0.0:1'], listen_insecure: true}\n"

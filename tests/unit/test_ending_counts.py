@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -24,9 +25,9 @@ def counted(ended: Ending) -> dict[str, tuple[Any, ...]]:
 
 
 def test_an_end_is_counted_with_its_wait() -> None:
-    """One count, of the operation and model that were asked for."""
-    ended = ending(sent(held_s=0.5))
-    assert counted(ended) == {"observe_end": (Operation.CHAT, MODEL, ended.outcome, 0.5)}
+    """One count, of the operation and model that were asked for; what failed is waited for as well."""
+    ended = replace(ending(sent(held_s=0.5)), retried_s=0.25)
+    assert counted(ended) == {"observe_end": (Operation.CHAT, MODEL, ended.outcome, 0.75, 0.08)}
 
 
 def test_a_fallback_is_counted_where_an_endpoint_was_reached() -> None:

@@ -40,6 +40,7 @@ for _module in (  # types of `Any` that are looked into
     "filters.http.header_mutation.v3.header_mutation_pb2",
     "filters.http.lua.v3.lua_pb2",
     "filters.http.router.v3.router_pb2",
+    "filters.listener.tls_inspector.v3.tls_inspector_pb2",
     "http.early_header_mutation.header_mutation.v3.header_mutation_pb2",
     "load_balancing_policies.least_request.v3.least_request_pb2",
     "load_balancing_policies.override_host.v3.override_host_pb2",
@@ -231,6 +232,51 @@ def test_names_that_no_model_has_go_where_any_model_does(tmp_path: Path) -> None
         assert names_known == (["g", "gated", "llama"] if served else None)
 
 
+def test_a_connection_that_says_nothing_is_bounded_on_a_port_without_tls(tmp_path: Path) -> None:
+    """Where istiod's listener has no filter that waits, so that no time-out would begin."""
+    (listener,) = template()["static_resources"]["listeners"]
+    (added,) = patches(rendered(write(tmp_path)), "LISTENER_FILTER")
+    assert added["patch"] == {"operation": "ADD", "value": listener["listener_filters"][0]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"istio_gateway": {"credential": "edge"}},
+        {"edge": {"headers_timeout_s": 3, "tls": {"cert_file": "/c", "key_file": "/k"}}},
+    ],
+)
+def test_a_handshake_is_bounded_on_a_port_for_tls(tmp_path: Path, config: dict[str, Any]) -> None:
+    """There istiod's listener has a filter that waits for the first bytes already."""
+    files = rendered(write(tmp_path, **config))
+    assert patches(files, "LISTENER_FILTER") == []
+    (chain,) = patches(files, "FILTER_CHAIN")
+    (listener,) = patches(files, "LISTENER")
+    timeout = listener["patch"]["value"]["listener_filters_timeout"]
+    assert timeout == ("3s" if "edge" in config else "10s")
+    assert chain["patch"] == {"operation": "MERGE", "value": {"transport_socket_connect_timeout": timeout}}
+
+
+def test_an_upload_that_stops_is_bounded_before_its_decision_alone(tmp_path: Path) -> None:
+    """Each other route has a bound of its own, which replaces that of the route before."""
+    (host,) = bootstrap_manager()["route_config"]["virtual_hosts"]
+    *_, ours = host["routes"]
+    other = {"rules": [{"cluster": "other.internal:8000"}]}
+    llama = {"rules": [{"cluster": f"{HOST}:8000"}]}
+    files = rendered(write(tmp_path, models={"llama": llama, "other": other}))
+    (virtual,) = of_kind(files, "VirtualService")
+    bounds = {
+        patch["match"]["routeConfiguration"]["vhost"]["route"]["name"]: patch["patch"]["value"]["route"][
+            "idle_timeout"
+        ]
+        for patch in patches(files, "HTTP_ROUTE")
+    }
+    assert list(bounds) == [route["name"] for route in virtual["http"]]
+    assert len(bounds) == 5
+    assert bounds.pop("tokenway-nowhere") == ours["route"]["idle_timeout"]
+    assert set(bounds.values()) == {bootstrap_manager()["stream_idle_timeout"]}
+
+
 def test_a_subset_is_a_route_of_its_own_and_a_label_more_is_none(tmp_path: Path) -> None:
     """Without Tokenway a rule's subset is kept, or the model is not served."""
     models = {
@@ -331,6 +377,7 @@ def test_each_setting_is_in_its_place(tmp_path: Path) -> None:
             "gateway": {"addresses": ["10.0.0.5:9000", "unix:/run/x.sock"], **tls},
             "cors": {"origins": ["https://chat.example.com"]},
             "trusted_hops": 2,
+            "headers_timeout_s": 2,
         },
         engine_tls={
             f"{HOST}:8000": {"ca_file": "/ca", "server_name": "engine", "cert_file": "/e", "key_file": "/f"}
@@ -348,7 +395,10 @@ def test_each_setting_is_in_its_place(tmp_path: Path) -> None:
     assert server["tls"]["caCertificates"] == "/clients.pem"
     (listener,) = patches(files, "LISTENER")
     assert listener["match"]["listener"] == {"portNumber": 8443}
-    assert listener["patch"]["value"] == {"per_connection_buffer_limit_bytes": 4096}
+    assert listener["patch"]["value"] == {
+        "per_connection_buffer_limit_bytes": 4096,
+        "listener_filters_timeout": "2s",
+    }
     assert manager(files)["http2_protocol_options"]["initial_stream_window_size"] == 65_535
     assert manager(files)["xff_num_trusted_hops"] == 2
     (virtual,) = of_kind(files, "VirtualService")
@@ -465,6 +515,8 @@ FIELDS: dict[str, list[str]] = json.loads((LISTS / "fields-1.27.json").read_text
 
 PATCHED: dict[str, Message] = {
     "LISTENER": listener_pb2.Listener(),
+    "LISTENER_FILTER": listener_components_pb2.ListenerFilter(),
+    "FILTER_CHAIN": listener_components_pb2.FilterChain(),
     "NETWORK_FILTER": listener_components_pb2.Filter(),
     "HTTP_FILTER": http_connection_manager_pb2.HttpFilter(),
     "VIRTUAL_HOST": route_components_pb2.VirtualHost(),
@@ -512,7 +564,12 @@ def test_every_field_is_one_that_the_oldest_envoy_knows(tmp_path: Path) -> None:
     """What is younger, istiod would drop or Envoy refuse."""
     assert younger_in(rendered(SAMPLE)) == set()
     every: dict[str, Any] = {
-        "edge": {"trusted_hops": 2, "keep_request_id": True, "cors": {"origins": ["*"]}},
+        "edge": {
+            "trusted_hops": 2,
+            "keep_request_id": True,
+            "cors": {"origins": ["*"]},
+            "tls": {"cert_file": "/c", "key_file": "/k"},
+        },
         "away": {"gone": "refuse", "late": "refuse", "after_s": 2},
         "models": {"m": {"rules": [{"cluster": f"{HOST}:8000", "subset": {"subset": "h200"}}]}},
     }

@@ -97,13 +97,21 @@ def test_secrets_are_not_shown() -> None:
     assert "PRIVATE" not in repr(access)
 
 
+MERGED = "\n".join(
+    ["x0: &a0 {k: 1}", *(f"x{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 11))]
+)
+"""Ten billion values."""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [", "not YAML"),
-        ("a: 2001-99-99", "not YAML"),
-        ("a: !!bool maybe", "not YAML"),
-        ("[" * 5_000, "not YAML"),
+        ("a: [", "not valid YAML"),
+        ("a: 2001-99-99", "cannot be read as timestamp"),
+        ("a: !!bool maybe", "cannot be read as bool"),
+        ("[" * 5_000, "nested too deep"),
+        (MERGED, "expands without end"),
+        (kubeconfig({"token": "s3cret\nother"}), "users: token: no token; accepted: one line"),
         ("[]", "no kubeconfig"),
         ("{}", "current-context"),
         ("current-context: x", "nothing is named `x`"),
@@ -123,6 +131,7 @@ def test_secrets_are_not_shown() -> None:
 def test_what_is_refused(text: str, words: str) -> None:
     """By name, with what is accepted."""
     assert words in refusal(text)
+    assert "s3cret" not in refusal(text)
 
 
 def test_a_context_that_is_not_there() -> None:

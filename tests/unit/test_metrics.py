@@ -148,13 +148,13 @@ def test_a_completed_stream_fills_the_gen_ai_series(scraped: Scraped) -> None:
         completion_tokens=11,
         cached_tokens=64,
     )
-    scraped.metrics.observe_end(Operation.CHAT, "m", outcome)
+    scraped.metrics.observe_end(Operation.CHAT, "m", outcome, 0.5, 0.02)
     tokens = scraped.samples("gen_ai_client_token_usage_sum")
     assert tokens == {("input", "m", "chat"): 100, ("output", "m", "chat"): 11, ("cached", "m", "chat"): 64}
     duration = scraped.value("gen_ai_server_request_duration_seconds_sum", **GEN_AI, error_type="")
     assert duration == 2.2
-    assert scraped.value("gen_ai_server_time_to_first_token_seconds_sum", **GEN_AI) == 0.2
-    assert scraped.value("gen_ai_server_time_per_output_token_seconds_sum", **GEN_AI) == pytest.approx(0.2)
+    assert scraped.value("gen_ai_server_time_to_first_token_seconds_sum", **GEN_AI) == 0.7
+    assert scraped.value("gen_ai_server_time_per_output_token_seconds_sum", **GEN_AI) == 0.02
     requests = scraped.samples("tokenway_requests_total")
     assert requests == {("m", "2xx", "completed"): 1}
 
@@ -169,7 +169,7 @@ def test_an_answer_without_stream_or_usage_leaves_those_series_empty(scraped: Sc
     assert set(scraped.samples("tokenway_ttft_prediction_error_seconds_count").values()) == {0}
 
 
-def test_one_output_token_has_no_time_per_output_token(scraped: Scraped) -> None:
+def test_an_unknown_time_per_output_token_is_not_observed(scraped: Scraped) -> None:
     """Without a second token there is no interval to measure."""
     outcome = Outcome(Ended.COMPLETED, 2.0, A, status=200, ttft_s=2.0, completion_tokens=1)
     scraped.metrics.observe_end(Operation.CHAT, "m", outcome)

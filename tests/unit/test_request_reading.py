@@ -41,7 +41,7 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (CHAT, {"messages": [{"role": "user", "content": [{"audio_url": "a"}, "b", {"image_url": "c"}]}]}),
     (CHAT, {"messages": [{"role": "user", "content": "é"}], "priority": 3, "stream": True}),
     ("/v1/completions", {"prompt": list(range(500)), "stream": True}),
-    ("/v1/completions", {"prompt": ["a", "b"], "model\\": 1, "x": '"model":"m"'}),
+    ("/v1/completions", {"prompt": ["a", "b"], "n": 3, "model\\": 1, "x": '"model":"m"'}),
     (
         "/v1/messages",
         {"messages": [{"role": "user", "content": "x"}], "system": "s", "kv_transfer_params": {}},
@@ -80,6 +80,7 @@ def test_what_is_read_elsewhere_is_what_is_read_here(
         "max_tokens",
         "cache_salt",
         "is_multimodal",
+        "choices",
     ):
         assert getattr(there, name) == getattr(here, name)
     assert there.prompt_bytes == here.prompt_bytes

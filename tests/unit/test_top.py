@@ -115,6 +115,12 @@ def test_rate_is_the_difference_between_two_readings() -> None:
     assert render_endpoints(answer(after), answer(ROW)).splitlines()[3].split()[9] == "-"
 
 
+def test_totals_that_began_anew_have_no_rate() -> None:
+    """An endpoint was away, or one of several workers died with what it had counted: nothing is negative."""
+    before, after = answer(ROW), answer({**ROW, "served_total": 40}, uptime_s=12.0)
+    assert render_endpoints(after, before).splitlines()[3].split()[9:11] == ["-", "40"]
+
+
 def test_missing_measurements_show_a_dash() -> None:
     """An endpoint without capacity or first token yet shows dashes, not zeros."""
     row = render_endpoints(answer({**ROW, "capacity_blocks": 0, "ttft_ewma_s": None})).splitlines()[3]

@@ -20,6 +20,7 @@ from extproc.errors import ConfigError
 from extproc.observing.printable import printable
 from extproc.server.bootstrap import template, withheld
 from extproc.server.run_dir import home_of
+from extproc.values.endpoints import carries
 from metadata_center.addresses import is_of_many, is_unspecified
 from metadata_center.sharing.redis_url import parse_url
 
@@ -62,7 +63,7 @@ def check(path: Path, *, print_effective: bool = False) -> int:
     print(f"  clusters:  {len(clusters)} ({', '.join(cluster.name for cluster in clusters) or 'none'})")
     print(f"  endpoints: {sum(len(cluster.endpoints) for cluster in clusters)}")
     for warning in warned:
-        print(f"{path}: warning: {warning}", file=sys.stderr)
+        print(printable(f"{path}: warning: {warning}"), file=sys.stderr)
     return 0
 
 
@@ -94,6 +95,7 @@ def warnings(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
                 "them as it came, but for those by which they are administered (docs/security.md)"
             )
     found += _odd_addresses(clusters)
+    found += _subsets_of_nothing(config, clusters)
     if config.server.listen_insecure and config.server.listen_tls is None:
         found.append(
             "server.listen_insecure: hosts that reach server.listen steer traffic, read prompts and eject "
@@ -144,6 +146,19 @@ def _unusable_of_store(url: str | None) -> list[str]:
     return [
         f"metadata_center.url: {options.get(problem.key, problem.key)}={problem.text}; {_TO_READ}"
         for problem in find_problems([("ca_certs", authority)], certificate, key or certificate)
+    ]
+
+
+def _subsets_of_nothing(config: Config, clusters: Sequence[ClusterSpec]) -> list[str]:
+    """Rules for a part of a cluster in which no endpoint is."""
+    listed = {cluster.name: cluster.endpoints for cluster in clusters if cluster.endpoints}
+    return [
+        f"models.{name}.rules[{i}].subset: no endpoint of `{rule.cluster}` in {config.clusters_file} has "
+        f"these labels; requests get 503 until a source lists one"
+        for name, model in config.models.items()
+        for i, rule in enumerate(model.rules)
+        if rule.cluster in listed
+        and not any(carries(endpoint.labels, rule.subset) for endpoint in listed[rule.cluster])
     ]
 
 

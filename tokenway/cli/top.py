@@ -79,7 +79,8 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
 
     Args:
         current: The admin port's `/endpoints` answer.
-        previous: An earlier answer of the same process, from which rates are taken; None shows none.
+        previous: An earlier answer of the same process, from which rates are taken; None shows none, nor do
+            totals that began anew: of an endpoint that was away, of a worker that died.
     """
     served_before: dict[str, int] = {}
     elapsed_s = 0.0
@@ -90,7 +91,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
     for row in sorted(current["endpoints"], key=lambda row: (row["cluster"], row["key"])):
         before = served_before.get(row["key"])
         rate = "-"
-        if before is not None and elapsed_s > 0:
+        if before is not None and elapsed_s > 0 and row["served_total"] >= before:
             rate = f"{(row['served_total'] - before) / elapsed_s:.1f}"
         ttft_s, capacity_blocks = row["ttft_ewma_s"], row["capacity_blocks"]
         rows.append(

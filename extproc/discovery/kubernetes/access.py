@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import yaml
-
-from extproc.config.notation import UNREADABLE
+from extproc.config.notation import read_yaml
 from extproc.discovery.kubernetes.fields import mapping_at
 from extproc.errors import ConfigError
 from metadata_center.addresses import in_brackets, ip_or_none, is_loopback
+from metadata_center.tokens import bearer
 
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where a pod finds its token, the CA and its namespace."""
@@ -114,10 +113,7 @@ def of_kubeconfig(text: str, path: str, context: str | None = None) -> Access:
     Raises:
         ConfigError: It is none, or wants what is not done here.
     """
-    try:
-        said = yaml.safe_load(text)
-    except (*UNREADABLE, RecursionError):
-        raise ConfigError(path, ["not YAML"]) from None
+    said = read_yaml(text, path).data
     if not isinstance(said, dict):
         raise ConfigError(path, ["no kubeconfig: accepted: clusters, users, contexts, current-context"])
     name = context if context is not None else _text(said, "current-context")
@@ -139,6 +135,12 @@ def of_kubeconfig(text: str, path: str, context: str | None = None) -> Access:
     key = _pem(user, "client-key", folder, path)
     if bool(certificate) is not bool(key):
         problems.append("users: accepted: client-certificate and client-key, or neither")
+    token = _text(user, "token")
+    if token is not None:
+        try:
+            token = bearer(token)
+        except ValueError as error:
+            problems.append(f"users: token: {error}")
     if problems:
         raise ConfigError(path, problems)
     token_file = _text(user, "tokenFile")
@@ -147,7 +149,7 @@ def of_kubeconfig(text: str, path: str, context: str | None = None) -> Access:
         ca=_pem(cluster, "certificate-authority", folder, path),
         is_verified=cluster.get("insecure-skip-tls-verify") is not True,
         server_name=_text(cluster, "tls-server-name"),
-        token=None if token_file is not None else _text(user, "token"),
+        token=None if token_file is not None else token,
         token_file=None if token_file is None else _beside(token_file, folder),
         certificate=certificate,
         key=key,

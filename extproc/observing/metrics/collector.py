@@ -142,7 +142,14 @@ class Metrics(Collector):
         if ending is HoldEnding.GONE:  # it was sent nowhere, so no end of it is observed
             self._requests[labels[0], STATUS_CLASSES[None], Ended.CLIENT_ABORT] += 1
 
-    def observe_end(self, operation: Operation, model: str, outcome: Outcome, held_s: float = 0.0) -> None:
+    def observe_end(
+        self,
+        operation: Operation,
+        model: str,
+        outcome: Outcome,
+        waited_s: float = 0.0,
+        tpot_s: float | None = None,
+    ) -> None:
         """Count one ended request, with all it shows about our predictions; arguments as `Recorder` says."""
         if model not in self._models:
             model = OTHER
@@ -152,7 +159,7 @@ class Metrics(Collector):
         status: int | None = outcome.status
         status_class = STATUS_CLASSES.get(status if status is None else status // 100, OTHER)
         self._requests[model, status_class, outcome.ended] += 1
-        ends.observe(outcome, held_s)
+        ends.observe(outcome, waited_s, tpot_s)
 
     def rejected(self, reason: Reason, model: str, status: int) -> None:
         """Count one request the gateway refused itself."""

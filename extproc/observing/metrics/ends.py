@@ -58,12 +58,13 @@ class Ends:
         self._cached_over = of[CACHED_TOKENS_ERROR][model, "over"]
         self._cached_under = of[CACHED_TOKENS_ERROR][model, "under"]
 
-    def observe(self, outcome: Outcome, held_s: float) -> None:
+    def observe(self, outcome: Outcome, waited_s: float, tpot_s: float | None) -> None:
         """Count what one request took and what it shows about our predictions.
 
         Args:
             outcome: How it ended; if it did not complete, it says nothing about times but its own.
-            held_s: How long it waited here before it was sent.
+            waited_s: How long it waited before it was sent to the endpoint that answered.
+            tpot_s: Mean time between its output tokens; None if that is not known.
         """
         prompt_tokens, completion_tokens = outcome.prompt_tokens, outcome.completion_tokens
         cached_tokens = outcome.cached_tokens
@@ -86,10 +87,9 @@ class Ends:
         ttft_s = outcome.ttft_s
         if ttft_s is None:
             return
-        first_s = held_s + ttft_s
-        self._ttft.observe(first_s)
-        if completion_tokens is not None and completion_tokens > 1:
-            self._tpot.observe((outcome.duration_s - first_s) / (completion_tokens - 1))
+        self._ttft.observe(waited_s + ttft_s)
+        if tpot_s is not None:
+            self._tpot.observe(tpot_s)
         predicted_s = outcome.predicted_ttft_s
         if predicted_s is not None and ttft_s > 0:
             if ttft_s < predicted_s:

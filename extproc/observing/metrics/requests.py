@@ -57,14 +57,16 @@ REQUEST_DURATION = Family(
 TIME_TO_FIRST_TOKEN = Family(
     "gen_ai_server_time_to_first_token_seconds",
     MetricType.HISTOGRAM,
-    "From the request, the time it was held included, to the first byte of a streamed, completed answer.",
+    "From the request, the time it was held and attempts that failed included, to the first token of a "
+    "streamed, completed answer.",
     _GEN_AI,
     _TTFT_BUCKETS,
 )
 TIME_PER_OUTPUT_TOKEN = Family(
     "gen_ai_server_time_per_output_token_seconds",
     MetricType.HISTOGRAM,
-    "Mean time between output tokens after the first, of a streamed, completed answer.",
+    "Mean time between output tokens after the first, of a streamed, completed answer; where it has several "
+    "choices, between those of one.",
     _GEN_AI,
     _TPOT_BUCKETS,
 )
