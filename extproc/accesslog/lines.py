@@ -49,9 +49,6 @@ FIELDS: Final = (
     "%DYNAMIC_METADATA(llm.usage:nested)%",
 )
 
-FORMAT: Final = SEPARATOR.join(FIELDS)
-"""What Envoy is to write."""
-
 _NUM_FIELDS: Final = len(FIELDS)
 _NONE: Final = "-"
 """What Envoy writes where there is nothing."""

@@ -1,6 +1,6 @@
 """tokenway.yaml and the clusters.json beside it: text to `Config`, and back.
 
-Only `load`, `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
+Only `load_all`, `read_file` and `read_once` read files. Everything else here is pure but for the
 reading that `read_all` is given.
 """
 
@@ -34,15 +34,6 @@ Settings = Mapping[str, Any]
 """A part of a tokenway.yaml, in plain data; what flags of the command say."""
 
 NO_SETTINGS: Settings = MappingProxyType({})
-
-
-def load(path: Path) -> Config:
-    """Read a tokenway.yaml.
-
-    Raises:
-        ConfigError: The file cannot be read, or has problems; all of them are named.
-    """
-    return parse(read_file(path), str(path))
 
 
 def load_all(path: Path, settings: Settings = NO_SETTINGS) -> tuple[Config, tuple[ClusterSpec, ...]]:

@@ -73,11 +73,6 @@ class RecursiveLeastSquares:
         """The current w, shape (n,)."""
         return tuple(self._w)
 
-    @property
-    def num_learned(self) -> int:
-        """Observations learned so far."""
-        return self._num_learned
-
     def predict(self, x: Sequence[float]) -> float:
         """Return w.x for features of shape (n,).
 

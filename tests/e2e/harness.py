@@ -26,7 +26,7 @@ import openai
 import yaml
 from aiohttp import web
 
-from extproc.config.loading import load
+from extproc.config.loading import parse
 from testbed.processes import Subprocess, free_port, get, get_json
 from testbed.processes import answers as answers
 from testbed.processes import envoy_binary as envoy_binary
@@ -316,7 +316,8 @@ class Stack:
 
     def envoy_config(self) -> str:
         """What Envoy is started with, as YAML."""
-        config = load(self.run_dir / "tokenway.yaml")
+        path = self.run_dir / "tokenway.yaml"
+        config = parse(path.read_text(), str(path))
         text: str = rendered(config, f"127.0.0.1:{self.port}", self.envoy_admin_port)
         return text
 

@@ -111,11 +111,6 @@ async def sent_until_closed(reader: asyncio.StreamReader) -> list[tuple[int, int
 @pytest.mark.parametrize("size", [0, 5, 100_000, MAX_MESSAGE_BYTES])
 async def test_unary_calls(tmp_path: Path, size: int) -> None:
     """A request of any length taken, and its echo."""
-
-    class Unary(Echo):
-        def on_half_close(self) -> None:
-            self.call.finish()
-
     async with serving(tmp_path) as made, grpc.aio.insecure_channel(made.target) as channel:
         assert await channel.unary_unary(PATH)(b"m" * size, timeout=DEADLINE_S) == b"m" * size
 

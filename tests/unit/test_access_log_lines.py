@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.accesslog.entries import LINE_TAG, translate
-from extproc.accesslog.lines import FIELDS, FORMAT, SEPARATOR, read_line
+from extproc.accesslog.lines import FIELDS, SEPARATOR, read_line
 from extproc.server.bootstrap import template
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
@@ -36,7 +36,9 @@ def test_envoy_writes_the_lines_that_are_read() -> None:
     router = manager["http_filters"][-1]["typed_config"]
     loggers = [*manager["access_log"], *router["upstream_log"]]
     tags = [each["typed_config"]["common_config"]["custom_tags"] for each in loggers]
-    assert [[tag["value"] for tag in each if tag["tag"] == LINE_TAG] for each in tags] == [[FORMAT]] * 2
+    assert [[tag["value"] for tag in each if tag["tag"] == LINE_TAG] for each in tags] == [
+        [SEPARATOR.join(FIELDS)]
+    ] * 2
     assert len(FIELDS) == len(NAMES)
 
 

@@ -16,7 +16,6 @@ from extproc.config.loading import (
     clusters_path,
     effective,
     json_schema,
-    load,
     load_all,
     parse,
     unlisted,
@@ -598,10 +597,12 @@ def test_load_reads_a_file_and_names_it_in_errors(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ConfigError) as caught:
-            load(path)
+            load_all(path)
         assert (caught.value.path, caught.value.problems) == (str(path), [problem])
     path.write_text("load: {lease_s: 5}")
-    assert load(path).load.lease_s == 5
+    (tmp_path / "clusters.json").write_text('{"clusters": []}')
+    config, _ = load_all(path)
+    assert config.load.lease_s == 5
 
 
 def test_configuration_is_immutable() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from extproc.discovery.istio.effects import Effect, Refused, Send, Update, slices_of
 from extproc.discovery.istio.machine import IstioClient
-from extproc.discovery.istio.messages import Resource, Response, parts_of
+from extproc.discovery.istio.messages import Resource, Response, parting
 from extproc.discovery.istio.wire import ProtobufDecoder
 from tests.mesh import assignment, assignments, cluster, clusters, subset_of
 
@@ -39,6 +39,11 @@ def endpoints() -> Response:
     )
 
 
+def parts_of(response: Response) -> list[Response]:
+    """A response in parts, without the pauses."""
+    return [part for part in parting(response) if part is not None]
+
+
 def taken(machine: IstioClient, *responses: Response) -> list[Effect]:
     """What follows from them, one after another."""
     return [effect for response in responses for effect in machine.received(1, response, 2.0)]
@@ -62,7 +67,7 @@ def answers(effects: list[Effect]) -> list[tuple[str, str | None]]:
 def test_parts_say_what_the_whole_says() -> None:
     """Each service with its subsets in one of them, so that no label is missing for a moment."""
     response = endpoints()
-    parts = list(parts_of(response))
+    parts = parts_of(response)
     assert len(parts) >= 10
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert sorted(one.name for part in parts for one in part.resources) == sorted(NAMES)
@@ -149,7 +154,7 @@ def test_a_response_is_refused_once_for_all_its_parts() -> None:
 def test_clusters_come_whole() -> None:
     """What the first response of a stream does not list is gone, so that must be all of it."""
     response = clusters("c1", *map(cluster, NAMES))
-    assert list(parts_of(response)) == [response]
+    assert parts_of(response) == [response]
 
 
 def test_the_fleet_is_given_a_large_change_in_steps() -> None:

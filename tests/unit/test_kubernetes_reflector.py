@@ -26,7 +26,6 @@ from extproc.discovery.kubernetes.reflector import (
     ABSENT_S,
     FIRST_LIMIT,
     FIRST_PAUSE_S,
-    GONE,
     MAX_OBJECTS,
     MAX_PAUSE_S,
     MAX_RETRY_AFTER_S,
@@ -38,6 +37,9 @@ from extproc.discovery.kubernetes.reflector import (
     Reflector,
     Watch,
 )
+
+GONE = 410
+"""What an API server says of a version that is too old."""
 
 
 def read(said: Object) -> str | None:

@@ -38,7 +38,7 @@ def learned(model: RecursiveLeastSquares, data: Sequence[Row]) -> RecursiveLeast
 
 def learned_by(model: RecursiveLeastSquares) -> tuple[list[float], list[float], list[float], int]:
     """A copy of all that learning changes: weights, U, D and the number of observations."""
-    return model._w.copy(), model._u.copy(), model._d.copy(), model.num_learned
+    return model._w.copy(), model._u.copy(), model._d.copy(), model._num_learned
 
 
 def observations(largest: float) -> st.SearchStrategy[list[Row]]:

@@ -81,14 +81,6 @@ def nested(levels: int) -> Any:
     return value
 
 
-def bushy(levels: int, width: int) -> Any:
-    """A schema with so many branches at each level."""
-    value: Any = [{}] * 40
-    for _ in range(levels):
-        value = [value] * width
-    return value
-
-
 MUCH = (
     "{{ documents | tojson(indent=4) }}",
     "{% for m in messages %}{{ documents | tojson }}{% endfor %}",

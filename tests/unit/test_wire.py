@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf.json_format import MessageToDict
 
 from extproc.errors import Reason, RouterError
 from extproc.protocol import wire
 from extproc.protocol.machine import MessageKind
 from extproc.values.exchange import RequestHeaders
-
-FIELDS = ("request_headers", "request_body", "request_trailers")
-KEYS = ("10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
-EXTRA = (("x-envoy-max-retries", "2"),)
 
 
 def parsed(data: bytes) -> Any:
@@ -28,12 +23,6 @@ def headers_of(mutation: Any) -> dict[str, str]:
     """The headers a mutation sets; every one replaces what was there."""
     assert all(option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD for option in mutation.set_headers)
     return {option.header.key: option.header.raw_value.decode() for option in mutation.set_headers}
-
-
-def metadata_of(message: Any) -> dict[str, Any]:
-    """Dynamic metadata as plain values."""
-    plain: dict[str, Any] = MessageToDict(message.dynamic_metadata)
-    return plain
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 7])

@@ -203,7 +203,7 @@ class IstioClient:
         return [Send(Request(CLUSTERS, is_first=True))]
 
     def received(self, number: int, response: Response, now_s: float) -> list[Effect]:
-        """A response came, or a part of one (`parts_of`); parts of one response come together, in order."""
+        """A response came, or a part of one (`parting`); parts of one response come together, in order."""
         stream = self._stream
         if stream is None or stream.number != number:
             return []

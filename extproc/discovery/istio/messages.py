@@ -51,16 +51,12 @@ _AT_ONCE: Final = 256
 """Resources whose names are looked at without a pause."""
 
 
-def parts_of(response: Response) -> Iterator[Response]:
+def parting(response: Response) -> Iterator[Response | None]:
     """A response in parts that can be taken one at a time, in order, with something else between them.
 
-    What EDS says of a service and its subsets is in one part, and needs nothing of other services.
+    What EDS says of a service and its subsets is in one part, and needs nothing of other services. None
+    comes wherever it has worked for a while.
     """
-    return (part for part in parting(response) if part is not None)
-
-
-def parting(response: Response) -> Iterator[Response | None]:
-    """The same, with None wherever it has worked for a while."""
     groups: dict[str, list[Resource]] = {}
     for number, resource in enumerate(response.resources):
         name = _service(resource.name) if response.type_url == ASSIGNMENTS else resource.name

@@ -54,7 +54,6 @@ STEADY_S: Final = 5.0
 ABSENT_PAUSE_S: Final = 30.0
 ABSENT_S: Final = 60.0
 
-GONE: Final = 410
 TOO_LARGE: Final = 413
 """As a failure that the client makes of an answer beyond its bound."""
 
