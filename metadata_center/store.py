@@ -34,6 +34,11 @@ class LoadStore(Protocol):
         """Legs charged through this store object."""
         ...
 
+    @property
+    def in_flight_of_all_workers(self) -> int:
+        """The same of all workers of this gateway."""
+        ...
+
     def lock(self) -> AbstractContextManager[None]:
         """Within it, no other worker's charge falls between a `view` and the `charge` made from it."""
         ...

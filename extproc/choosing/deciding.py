@@ -162,7 +162,8 @@ def _now_or_later(
     row = choice.order[0]
     wait_s = costs.waits_s[row]
     if costs.rooms_s[row] == 0.0 and (wait_s == 0.0 or wait_s <= row_open_until_s(snapshot, row)):
-        return SendNow(choice, snapshot, costs, place)  # as the queue would say, which asks for every row
+        _sent(queue, claim)  # as the queue would say, which asks for every row
+        return SendNow(choice, snapshot, costs, place)
     opens_s = open_until_s(snapshot)
     verdict = queue.decide(
         ticket,
@@ -189,7 +190,14 @@ def _now_or_later(
         queue.forget(ticket)
     elif isinstance(verdict, TurnAway):
         return TurnDown(verdict.retry_after_s, verdict.foreseen_s, verdict.most_s)
+    _sent(queue, claim)
     return SendNow(choice, snapshot, costs, place)
+
+
+def _sent(queue: HoldQueue, claim: Claim) -> None:
+    """It goes; if it waited, that was its turn."""
+    if claim.before is not None:
+        queue.sent(claim.arrived_s, claim.before.wait, claim.priority)
 
 
 def _behind_others(

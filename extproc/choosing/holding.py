@@ -111,7 +111,8 @@ class Wait:
         at_once_s: From its arrival to its first token, as foreseen had it been sent when it first waited.
         bound_s: How long after its arrival it goes at the latest by Rule 4; Rule 5 may be sooner.
         yields_s: How much later its place is because it can keep its limit nowhere any more: see Rule 3.
-        lag_s: How much later its place is because others of its fairness id go before it.
+        lag_s: How much later its place is because others of its fairness id go before it; below 0, how much
+            sooner, for other ids have had more.
         work_s: What others of lower rank see ahead at `row` because of it.
         least_s: Its part in the backlog of all endpoints.
     """
@@ -166,6 +167,7 @@ class Place:
 
 @dataclass(slots=True)
 class _Held:
+    priority: int
     rank: float
     row: int
     work_s: float
@@ -254,9 +256,9 @@ class HoldQueue:
             fairness_id: Whose turn it takes; None names nobody.
             elsewhere_s: Work that waits at others for time to prefill.
         """
-        lag_s = self.shares.lag_s(fairness_id, arrived_s) if before is None else before.lag_s
+        lag_s = self._lag_s(fairness_id, arrived_s, priority) if before is None else before.lag_s
         waits_s = self.least_s + elsewhere_s
-        waiting_s, are_turns = waits_s / len(costs), self.shares.are_taking_turns(now_s)
+        waiting_s, are_turns = waits_s / len(costs), self.shares.are_taking_turns(now_s, priority)
         work_s = min(costs.works_s)
         mean_s = self._mean_with(work_s) if before is None else before.counted.mean_s
         times = times_of(waiting_s, work_s, mean_s, are_turns=are_turns)
@@ -271,6 +273,25 @@ class HoldQueue:
             yields = now_s + soonest_s > arrived_s + limit_s
         yields_s = max(limit_s, ASSUMED_TTFT_S) if yields else 0.0
         return Place(rank + yields_s, counted, yields_s, lag_s)
+
+    def sent(self, arrived_s: float, before: Wait, priority: int) -> None:
+        """A request that waited is sent, see `FairShares.sent`.
+
+        Args:
+            arrived_s: When it came.
+            before: How it waited.
+            priority: Of the request.
+        """
+        self.shares.sent(arrived_s, before.lag_s, priority)
+
+    def _lag_s(self, fairness_id: str | None, arrived_s: float, priority: int) -> float:
+        """Of a request that did not wait before; those that wait elsewhere are taken to have had no turn."""
+        if all(held.priority != priority for held in self._held.values()):
+            band_s = _band_s(priority)
+            middle = arrived_s - band_s
+            first = self.others.first(middle - _BAND_S / 2.0, middle + _BAND_S / 2.0)
+            self.shares.rest(priority, first + band_s)
+        return self.shares.lag_s(fairness_id, arrived_s, priority)
 
     def forget(self, request_id: int) -> None:
         """It was sent, refused, or its client left."""
@@ -331,21 +352,22 @@ class HoldQueue:
             place_s = self._freed_after_s(costs, opens_s, rank) if is_full else 0.0
             return TurnAway(max(0.0, place_s, free_s - latest_s), free_s - arrived_s, latest_s - arrived_s)
         if place is None:
-            lag_s = self.shares.lag_s(fairness_id, arrived_s)
+            lag_s = self._lag_s(fairness_id, arrived_s, priority)
             mean_s = self._mean_with(least_s) if before is None else before.counted.mean_s
-            counted = WorkCount(1.0, least_s, 0.0, mean_s, self.shares.are_taking_turns(now_s))
+            are_turns = self.shares.are_taking_turns(now_s, priority)
+            counted = WorkCount(1.0, least_s, 0.0, mean_s, are_turns)
             place = Place(_rank(arrived_s + lag_s, least_s, priority), counted, lag_s=lag_s)
         if is_late or self._makes_room(request_id, place.rank, is_new=before is None):
             return Send(row)
         if before is None and priority >= 0:  # below 0 the caller refuses it, see `Scheduler`: on no clock
-            self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs))
+            self.shares.waits(fairness_id, arrived_s, place.lag_s, least_s / len(costs), priority)
         # One that fell behind others has counted them as ahead, though they are still to be asked for.
         closed = (before is None or place.yields_s == before.yields_s) and all(
             cost.wait_s > open_s or (cost.turn_s > 0.0 and cost.room_s > 0.0)
             for cost, open_s in zip(costs, opens_s, strict=True)
         )
         prefill_s = 0.0 if best.turn_s > 0.0 and best.room_s > 0.0 else least_s
-        held = _Held(place.rank, row, max(best.work_s, best.turn_s), prefill_s)
+        held = _Held(priority, place.rank, row, max(best.work_s, best.turn_s), prefill_s)
         self._held[request_id] = held
         self._least_s += held.least_s
         return Wait(

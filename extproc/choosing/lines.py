@@ -70,6 +70,13 @@ class OtherLines:
             waiter.least_s for _, line in self._lines.values() for waiter in line if waiter.endpoint in here
         )
 
+    def first(self, low: float, high: float) -> float:
+        """The lowest rank of those that wait elsewhere, of ranks between these; inf if there is none."""
+        return min(
+            (waiter.rank for _, line in self._lines.values() for waiter in line if low < waiter.rank < high),
+            default=inf,
+        )
+
     def ahead_s(self, rank: float, keys: Sequence[EndpointKey]) -> list[float]:
         """Work per endpoint, shape (keys,), of those that wait elsewhere for it and go before `rank`."""
         ahead = dict.fromkeys(keys, 0.0)

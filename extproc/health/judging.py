@@ -141,14 +141,14 @@ def _of_error(error: str) -> FailureKind:
 
 @lru_cache(maxsize=64)
 def _may_answer(content_type: str, is_stream: bool, generates: bool) -> bool:
-    """Streams are events, or JSON from engines that do not stream; a whole answer is anything but a page.
+    """What was generated is events or JSON, whole or streamed; any other answer is anything but a page.
 
-    Of a whole answer that was generated a text says as little: a server that says `ok` to everything.
+    Whatever else is sent in its place (text, bytes, XML) is from a server that says the same to all.
     """
     kind = _kind(content_type)
-    if is_stream:
-        return kind in ("", "text/event-stream", "application/x-ndjson") or kind.endswith("json")
-    return kind != "text/html" and not (generates and kind == "text/plain")
+    if is_stream or generates:
+        return kind in ("", "text/event-stream") or kind.endswith("json")
+    return kind != "text/html"
 
 
 def _is_text(content_type: str | None) -> bool:

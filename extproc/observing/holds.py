@@ -96,12 +96,15 @@ def _place_line(hold: Mapping[str, Any]) -> str:
         why = f"{counted['times']:.2f} times, for {in_ms(counted['waiting_s'])} of work waited per endpoint"
         if counted["mean_s"] > 0.0:
             why += f" and the mean request had {in_ms(counted['mean_s'])}"
+    when = "before" if hold["place_s"] < 0 else "after"
     line = (
-        f"in line    {in_ms(hold['place_s'])} after its arrival   its work, {in_ms(counted['work_s'])}, "
-        f"counted {why}"
+        f"in line    {in_ms(abs(hold['place_s']))} {when} its arrival   "
+        f"its work, {in_ms(counted['work_s'])}, counted {why}"
     )
-    if hold["fairness_lag_s"]:
+    if hold["fairness_lag_s"] > 0:
         line += f"   its fairness id had its turn: {in_ms(hold['fairness_lag_s'])} later"
+    elif hold["fairness_lag_s"] < 0:
+        line += f"   other fairness ids had more: {in_ms(-hold['fairness_lag_s'])} sooner"
     if hold["yielded"]:
         line += f"   behind those that could still be in time: {in_ms(hold['yields_s'])} later"
     return line

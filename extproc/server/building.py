@@ -155,7 +155,7 @@ def build_worker(
     changes = FleetChanges(owners.fleet, state, prober, follower, envoys.publisher, metrics, time.monotonic)
     server = _server(site, way, envoys.ads)
     picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known())
-    draining = _draining(known, way, server, envoys.ads, configuration, picking)
+    draining = _draining(site, known, way, server, envoys.ads, configuration, picking)
     answering = OneWorker(_status(site, known, way, configuration, life, changes, sources, envoys.ads))
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
@@ -260,6 +260,7 @@ def _picking(site: Site, news: News, way: RequestWay, is_ready: Callable[[], boo
 
 
 def _draining(
+    site: Site,
     known: Knowledge,
     way: RequestWay,
     server: RpcServer,
@@ -273,9 +274,10 @@ def _draining(
         ads,
         way.waiting,
         way.access_log,
-        lambda: bool(way.processor.streams_active or load.in_flight),
+        lambda: bool(way.processor.streams_active or load.in_flight_of_all_workers),
         lambda: configuration.current.server.drain_s,
         picking,
+        is_one_of_several=site.workers > 1,
         has_peers=known.relay is not None,
     )
 

@@ -64,9 +64,10 @@ class Draining:
         discovery: Envoy's subscriptions, ended at once: it reconnects elsewhere.
         waiting: Requests that wait, placed at once.
         access_log: Ended last, and read on for `READ_ON_S`: it brings the ends of what runs.
-        is_busy: True while a request runs, or its end is not reported.
+        is_busy: True while a request runs at any worker, or its end is not reported.
         drain_s: How long that may take.
         picking: Leaves at the same time, in its own way; None if there is none.
+        is_one_of_several: Other workers hear of ends of our requests, and we of theirs.
         has_peers: Other replicas serve the same Envoy, which goes on to log: `NOTICED_S` holds.
     """
 
@@ -80,6 +81,7 @@ class Draining:
         drain_s: Callable[[], float],
         picking: Leaving | None = None,
         *,
+        is_one_of_several: bool = False,
         has_peers: bool = False,
     ) -> None:
         self._server = server
@@ -90,6 +92,7 @@ class Draining:
         self._drain_s = drain_s
         self._picking = picking
         self._noticed_s = NOTICED_S if has_peers else 0.0
+        self._hears_of_others = is_one_of_several or has_peers
 
     async def drain(self) -> None:
         """Returns when all of it is over, or had its time."""
@@ -102,10 +105,14 @@ class Draining:
         self._discovery.close()
         drain_s = max(self._drain_s(), LEAST_DRAIN_S if len(self._waiting) else 0.0)
         self._waiting.close()
-        stopping = asyncio.create_task(self._server.drain(max(drain_s, self._noticed_s)), name="drain")
-        noticed_s = time.monotonic() + self._noticed_s
-        while not stopping.done() and (self._is_busy() or time.monotonic() < noticed_s):
-            await asyncio.wait([stopping], timeout=POLL_S)
+        now_s, most_s = time.monotonic(), max(drain_s, self._noticed_s)
+        stopping = asyncio.create_task(self._server.drain(most_s), name="drain")
+        noticed_s, last_s = now_s + self._noticed_s, now_s + most_s
+        while self._is_busy() or time.monotonic() < noticed_s:
+            # Without a call that runs nothing is heard any more, unless others are told and tell us.
+            if time.monotonic() >= last_s or (stopping.done() and not self._hears_of_others):
+                break
+            await asyncio.sleep(POLL_S)
         self._access_log.close()
         await asyncio.wait([stopping], timeout=READ_ON_S)
         self._access_log.stop_reading()

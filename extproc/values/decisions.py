@@ -84,7 +84,8 @@ class Hold:
         counted: How often its work counted.
         yields_s: How much later its place was because it could keep its limit on TTFT nowhere any more, and
             let those go first that could; 0 if it did not.
-        lag_s: How much later its place was because others of its fairness id went before it.
+        lag_s: How much later its place was because others of its fairness id went before it; below 0, how
+            much sooner, for other ids had had more.
         elsewhere_s: The most work, in seconds of its endpoint, that waited at other gateways and workers and
             went before it.
     """

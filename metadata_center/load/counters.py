@@ -165,6 +165,10 @@ class Counters:
             return counts
         return [array("q", column.tobytes()) for column in totals]
 
+    def of_all_workers(self) -> int:
+        """Requests that count now at any endpoint, of all workers."""
+        return int(self._rows[:, 0].sum())
+
     def decoding(self, key: EndpointKey) -> int:
         """Requests of an endpoint that are known to be prefilled, of all workers and others; 0 if unknown."""
         slot = self._slots.get(key)

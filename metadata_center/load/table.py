@@ -52,6 +52,11 @@ class LoadTable:
         return len(self._ledger)
 
     @property
+    def in_flight_of_all_workers(self) -> int:
+        """See `LoadStore`."""
+        return self._counters.of_all_workers()
+
+    @property
     def unlocked(self) -> int:
         """See `LoadStore`."""
         return self._counters.unlocked

@@ -35,6 +35,11 @@ class SharedLoad:
         return self._table.in_flight
 
     @property
+    def in_flight_of_all_workers(self) -> int:
+        """See `LoadStore`."""
+        return self._table.in_flight_of_all_workers
+
+    @property
     def unlocked(self) -> int:
         """See `LoadStore`."""
         return self._table.unlocked

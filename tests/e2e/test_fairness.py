@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
 import pytest
 
+from extproc.observing.explain import verdict
 from tests.e2e.harness import cluster
 from tests.e2e.holding import all_free, answered, ask, fill, gated, held, served_by
 from tests.e2e.picker import running_picker
@@ -66,4 +68,34 @@ async def test_one_id_does_not_wait_for_the_whole_flood_of_another() -> None:
                 if record["hold"] is not None
             ]
             assert (len([lag for lag in lags if lag > 0]) >= FLOOD / 2) is HEADERS[name], lags
+            await all_free(picker.tokenway)
+
+
+async def test_one_that_comes_late_is_not_behind_what_waited_before_it() -> None:
+    """The flood has waited for longer than its work takes when it comes, and goes on after it."""
+    async with gated() as engine:
+        config = {"models": {"late": served_by("late")}, "holding": HOLDING}
+        async with running_picker([cluster("late", [engine.key])], config) as picker:
+            listener = _Listener(picker.url())
+            asked = await fill(listener, "late", engine)
+            header, flood = next(iter(HEADERS)), [f"flood-{number}" for number in range(FLOOD)]
+            for number, each in enumerate(flood, 1):
+                asked.append(ask(listener, "late", each, headers={header: "flood"}))
+                await held(picker.tokenway, number)
+            await asyncio.sleep(FLOOD * 0.4 + 2.0)  # `ASKED_TOKENS` take 0.4 s
+            asked.append(ask(listener, "late", "light", headers={header: "light"}))
+            await held(picker.tokenway, FLOOD + 1)
+            for count in range(2, FLOOD + 3):
+                engine.let_go()
+                await engine.has(count)
+            engine.open()
+            await answered(asked)
+            order = engine.arrived[1:]
+            assert [each for each in order if each != "light"] == flood
+            assert order.index("light") <= 1, order
+            records = [
+                record for record in await picker.tokenway.last(FLOOD + 2) if record["hold"] is not None
+            ]
+            assert min(record["hold"]["fairness_lag_s"] for record in records) < -2.0
+            assert {verdict(record) for record in records} == {"recomputed: same choice, same place in line"}
             await all_free(picker.tokenway)

@@ -405,6 +405,8 @@ def test_while_ids_take_turns_work_counts_once() -> None:
     turned = place(queue, 1.0, 0.5, now_s=1.0)
     assert turned.rank == 1.5 + queue.shares.lag_s(None, 1.0)
     assert turned.counted == WorkCount(1.0, 0.5, 5.0, turned.counted.mean_s, are_turns=True)
+    queue.forget(1)
+    queue.decide(2, 6.0, 6.0, [full], [OPEN_S], 0)
     assert place(queue, 6.0, 0.5, now_s=6.0).rank > 6.0 + 0.5 * (1.0 + 5.0 * SHORT_FIRST)  # turns are over
 
 

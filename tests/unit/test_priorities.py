@@ -9,7 +9,7 @@ import pytest
 from extproc.choosing.completion import Cost
 from extproc.choosing.holding import HoldQueue, Wait
 from extproc.errors import Reason, RouterError
-from extproc.observing.explain import to_json, verdict
+from extproc.observing.explain import render, to_json, verdict
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.deciding import Later
@@ -101,6 +101,24 @@ def test_ids_take_turns(expected: str, *, is_fair: bool) -> None:
         assert record.hold.counted.are_turns is (is_fair and name != "a")
         assert verdict(to_json(record)) == "recomputed: same choice, same place in line"
     assert [lags[name] > 0.0 for name in "abcd"] == [False, is_fair, is_fair, False]
+
+
+def test_one_that_comes_late_is_not_behind_another_ids_flood() -> None:
+    """What waited before it had its time; explain says that its place was sooner, and comes to the same."""
+    busy = Busy(HoldSettings(is_fair=True))
+    waits = {name: busy.ask(name, fairness_id="flood") for name in "abcd"}
+    busy.prefilled("first")
+    busy.rig.clock.advance(5.0)
+    waits["late"] = busy.ask("late", fairness_id="light")
+    busy.prefilled("a")
+    gone = [name for name, promise in waits.items() if promise.done()]  # type: ignore[union-attr]
+    assert gone == ["a", "late"]
+    record = to_json(busy.rig.record("late"))
+    assert record["hold"]["fairness_lag_s"] == -5.0
+    page = render(record)
+    assert "other fairness ids had more: 5000.0 ms sooner" in page
+    assert " ms before its arrival   its work, " in page
+    assert verdict(record) == "recomputed: same choice, same place in line"
 
 
 @pytest.mark.parametrize("hold", [None, HoldSettings()])

@@ -150,11 +150,13 @@ def _serve(options: argparse.Namespace) -> int:
 def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
+    from extproc.observing.noise import is_news
     from extproc.observing.request_log import JsonFormatter
     from metadata_center.service.serve import serve
 
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     return serve(
         options.listen,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
+from extproc.observing.noise import is_news
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
@@ -34,16 +35,6 @@ What a request leaves is in no cycle (tests/unit/test_cycles.py), so collections
 after some twenty requests more than were let go, the second generation after three of them, and the third,
 which has all that the caches hold, after 75 million objects. What is in cycles is asyncio's, one for each
 connection that is closed."""
-
-
-def is_news(record: logging.LogRecord) -> bool:
-    """False for gRPC's complaint that it could not deliver an answer because the peer had just left.
-
-    Envoy resets a stream whose client is gone; if our answer is on its way at that moment, gRPC logs an error
-    of its own. What our handlers raise it logs with other words ("Unexpected ... raised by servicer method").
-    """
-    undelivered = "Exception not handled by _handle_exceptions"
-    return not (record.name == "grpc._cython.cygrpc" and str(record.msg).startswith(undelivered))
 
 
 def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder | None = None) -> int:

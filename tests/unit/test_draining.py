@@ -1,0 +1,101 @@
+"""How long a worker that stops listens for the ends of what runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from extproc.server.draining import Draining
+
+SOON_S = 0.2
+LATE_S = 30.0
+
+
+class Stopping:
+    """What a worker lets go of, on one record.
+
+    Attributes:
+        said: What was done, in order.
+        requests: That run.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self.said: list[str] = []
+        self.requests = requests
+
+    def closing(self, what: str) -> Closing:
+        """A part that notes when it is closed."""
+        return Closing(lambda did: self.said.append(f"{what} {did} at {self.requests}"))
+
+
+class Closing:
+    """Is closed."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def __len__(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Closed."""
+        self._note("closed")
+
+    def stop_reading(self) -> None:
+        """And read no more."""
+        self._note("read")
+
+
+class Server:
+    """No call of it is open."""
+
+    async def listen(self) -> None:
+        """Never."""
+
+    async def drain(self, grace_s: float) -> None:
+        """At once."""
+
+    async def close(self) -> None:
+        """At once."""
+
+
+async def stop(requests: int, drain_s: float, *, is_one_of_several: bool, ends: bool = True) -> list[str]:
+    """What becomes of the access log while requests end one by one."""
+    stopping = Stopping(requests)
+    draining = Draining(
+        Server(),
+        stopping.closing("discovery"),
+        stopping.closing("waiting"),
+        stopping.closing("log"),
+        lambda: stopping.requests > 0,
+        lambda: drain_s,
+        is_one_of_several=is_one_of_several,
+    )
+
+    async def end_all() -> None:
+        while stopping.requests and ends:
+            await asyncio.sleep(0.01)
+            stopping.requests -= 1
+
+    await asyncio.gather(draining.drain(), end_all())
+    return [said for said in stopping.said if said.startswith("log")]
+
+
+async def test_one_of_several_hears_of_all_ends() -> None:
+    """Though no call of its own is open: the others' streams bring them, and its own those of theirs."""
+    assert await stop(30, LATE_S, is_one_of_several=True) == ["log closed at 0", "log read at 0"]
+
+
+async def test_one_that_nobody_tells_does_not_wait() -> None:
+    """Without a call that is open no end can come."""
+    (closed, _) = await stop(30, LATE_S, is_one_of_several=False)
+    assert closed != "log closed at 0"
+
+
+@pytest.mark.parametrize("is_one_of_several", [False, True])
+async def test_what_does_not_end_is_waited_for_as_long_as_it_may_take(is_one_of_several: bool) -> None:
+    """`server.drain_s`."""
+    (closed, _) = await stop(1, SOON_S, is_one_of_several=is_one_of_several, ends=False)
+    assert closed == "log closed at 1"
