@@ -61,3 +61,9 @@ def test_idle_connections_end_sooner_the_more_there_are(edge: Edge, least: float
     (factor,) = action["typed_config"]["timer_scale_factors"]
     assert factor["timer"] == "HTTP_DOWNSTREAM_CONNECTION_IDLE"
     assert _seconds(factor["min_timeout"]) == least
+
+
+def test_an_idle_connection_drains_sooner_than_others_time_out() -> None:
+    """It has its place meanwhile, which is to be little beside the time that half a request has."""
+    manager = _listener(Edge())["filter_chains"][0]["filters"][0]["typed_config"]
+    assert 0 < _seconds(manager["drain_timeout"]) < _seconds(manager["request_headers_timeout"]) / 2
