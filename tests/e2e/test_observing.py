@@ -45,8 +45,8 @@ BEYOND_TRAFFIC = {
     *DISCOVERY_FAMILIES,
 }
 """Families without a sample here: Envoy would have to refuse what we publish, or break HTTP/2, an answer
-to hide its usage, names to be resolved, gateways to share, a control plane to list endpoints, or a turn of the
-event loop to take long, which none need."""
+to hide its usage, names to be resolved, gateways to share, a control plane to list endpoints, or a turn of
+the event loop to take long, which none need."""
 
 
 async def _command(stack: Stack, *words: str) -> tuple[int, str]:
