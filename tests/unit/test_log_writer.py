@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -67,12 +68,12 @@ def pipe() -> Iterator[tuple[int, int]]:
     """A small one: reading side, writing side."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    inode = os.fstat(reading).st_ino
     yield reading, writing
     for descriptor in (reading, writing):
-        try:
-            os.close(descriptor)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_ino == inode:  # else it is closed, and its number another's
+                os.close(descriptor)
 
 
 def in_time(work: Callable[[], object]) -> None:
@@ -140,6 +141,8 @@ def test_the_end_of_the_process_waits_for_a_second_at_most(
     reader = Reader(lambda size: os.read(pipe[0], size))
     reader.start()
     close(made)
+    os.close(pipe[1])
+    assert reader.ended()
 
 
 def test_a_full_disk_loses_lines_and_no_request() -> None:
