@@ -102,12 +102,12 @@ def test_the_table_has_medians_and_the_median_of_ratios_of_rounds() -> None:
     rounds = {
         peers.OURS: [measured(100, 3), measured(900, 3), measured(200, 3)],
         "other": [measured(50, 2), measured(300, 2), measured(200, 2)],
-        peers.DIRECT: [peers.Measured({}, {}, {}, [1.0] * 10, 0.0)],
+        peers.DIRECT: [peers.Measured({}, {}, {}, [1.0] * 10, 0.0)] * 3,
     }
     lines = peers.table(rounds, peers.phases()).splitlines()
     other = lines[3]
     assert other.startswith("| other | 200 (2.00) |")
-    assert other.endswith("| 1,000 | 1.00, 1.00 | 100 |")
+    assert other.endswith("| 1,000 | 1.00 (1.00..1.00), 1.00 (1.00..1.00) | 100 |")
     assert len({line.count("|") for line in lines}) == 1
     assert lines[4].startswith("| of ours, Envoy | 50 | ")
     assert len(lines) == 6
