@@ -28,6 +28,9 @@ LONGEST: Final = 8_192
 _TRIES: Final = 8
 """Keys of one name that are looked at, from the end."""
 
+_LAST_PIECES: Final = 64
+"""Looked at from the end for the last event: what stands behind it are pings and comments."""
+
 _DECODER: Final = json.JSONDecoder()
 _COLON: Final = re.compile(r"\s*:\s*")
 _ESCAPE: Final = re.compile(r"\\.", re.DOTALL)
@@ -198,7 +201,7 @@ def _words_of(error: object) -> dict[str, Any]:
 
 def _last_event_of(pieces: list[str], *, is_cut: bool) -> str | None:
     """The type of the last event, where the API gives each one; of a chat, if it is no last one."""
-    for number in range(len(pieces) - 1, max(-1, len(pieces) - 1 - _TRIES * _TRIES), -1):
+    for number in reversed(range(max(0, len(pieces) - _LAST_PIECES), len(pieces))):
         if "{" in pieces[number]:
             return _type_of(_event(pieces[number], is_cut=is_cut and number == 0))
     return None
