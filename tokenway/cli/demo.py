@@ -6,11 +6,11 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
@@ -21,6 +21,7 @@ from extproc.server.bootstrap import shipped
 from extproc.server.modules import ROOT, python_module
 from metadata_center.addresses import Address
 from tokenway.cli.bootstrap import listen_address, rendered
+from tokenway.cli.demo_needs import ENGINES_HOST, refuse_taken, refuse_unfit
 from tokenway.cli.envoy import envoy_binary
 
 START_TIMEOUT_S = 30.0
@@ -56,22 +57,30 @@ def demo(
         ConfigError: The configuration cannot be used.
         OSError: Something cannot be started.
     """
-    config, clusters = load_all(path or shipped("etc/tokenway.yaml"))
+    source = path or shipped("etc/tokenway.yaml")
+    config, clusters = load_all(source)
+    refuse_unfit(source, config, clusters)
     envoy = envoy_binary()
     admin = f"http://{Address(config.server.admin.address, config.server.admin.port)}"
     models = [name for model, section in config.models.items() for name in (model, *section.aliases)]
-    specs = [spec for cluster in clusters for spec in cluster.endpoints]
-    wanted = {
-        listen_address(listen): "Envoy",
-        ("127.0.0.1", envoy_admin_port): "Envoy's own admin surface",
-        (config.server.admin.address, config.server.admin.port): "the gateway's admin port",
-    }
-    _refuse_taken(wanted | {("127.0.0.1", spec.port): "a simulated engine" for spec in specs})
+    # An address that two clusters list is one engine.
+    specs = [*{spec.port: spec for cluster in clusters for spec in cluster.endpoints}.values()]
+    refuse_taken(
+        [
+            (listen_address(listen), "Envoy (--listen)"),
+            ((ENGINES_HOST, envoy_admin_port), "Envoy's own admin surface (--envoy-admin-port)"),
+            (
+                (config.server.admin.address, config.server.admin.port),
+                "the gateway's admin port (server.admin of --config)",
+            ),
+            *(((ENGINES_HOST, spec.port), "a simulated engine (its endpoint in --config)") for spec in specs),
+        ]
+    )
     _end_on_signal()
     folder = Path(tempfile.mkdtemp(prefix="tokenway-demo-"))
     path = path or _samples(folder)
     with contextlib.ExitStack() as stack:
-        clearing = stack.enter_context(contextlib.ExitStack())  # when all that is started has ended
+        stack.enter_context(_removed_unless_failed(folder))  # when all that is started has ended
         print(f"Starting {counted(len(specs), 'simulated engine')} and the gateway ...", flush=True)
         engines = [
             _start_engine(stack, number, spec.port, models, time_scale, folder)
@@ -92,11 +101,24 @@ def demo(
         editable = clusters_path(config, path) if path.suffix != ".json" else path
         command = own_command(Path(sys.argv[0]))
         print(_banner(listen, model, pids, admin, folder, command, asking, editable), flush=True)
-        clearing.callback(shutil.rmtree, folder)  # what says why a start failed is kept
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     print("\nstopped")
     return 0
+
+
+@contextlib.contextmanager
+def _removed_unless_failed(folder: Path) -> Iterator[None]:
+    """The folder goes when the block ends, by Ctrl-C as well; what says why a start failed is kept."""
+    has_failed = False
+    try:
+        yield
+    except Exception:
+        has_failed = True
+        raise
+    finally:
+        if not has_failed:
+            shutil.rmtree(folder)
 
 
 def _end_on_signal() -> None:
@@ -128,22 +150,6 @@ def _samples(folder: Path) -> Path:
     for name in SAMPLES:
         shutil.copyfile(shipped(name), folder / Path(name).name)
     return folder / "tokenway.yaml"
-
-
-def _refuse_taken(addresses: dict[tuple[str, int], str]) -> None:
-    """Name the port that is taken, rather than wait for another program's answer there.
-
-    Raises:
-        OSError: One is.
-    """
-    for (host, port), whose in addresses.items():
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ended connections are none
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise OSError(f"{Address(host, port)}, for {whose}: {error.strerror}") from error
 
 
 def _start_engine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from metadata_center import signals
 from metadata_center.addresses import Address, parse_port
 from metadata_center.errors import MetadataError
 from metadata_center.files import is_descriptor
-from tokenway.cli import SERVING
+from tokenway.cli import SERVING, streams
 from tokenway.cli.admin_url import ADMIN_HELP, default_admin
 from tokenway.cli.picker_flags import add_picker_flags
 from tokenway.cli.pool_flags import SERVE_WORDS, add_pool_flags, pool_settings
@@ -40,7 +39,21 @@ def main(argv: list[str] | None = None) -> int:
 
     What runs until it is stopped (`serve`, `metadata-center`, `top`, `demo`) is done when Ctrl-C stops it.
     """
-    words = sys.argv[1:] if argv is None else argv
+    streams.prepare()
+    try:
+        try:
+            return _ended(sys.argv[1:] if argv is None else argv)
+        finally:
+            streams.write_out()
+    except BrokenPipeError:  # `tokenway bootstrap ... | head`: no process reads on
+        streams.give_up()
+    except OSError as error:
+        print(printable(f"tokenway: standard output: {_said(error)}"), file=sys.stderr)
+    return 1
+
+
+def _ended(words: list[str]) -> int:
+    """The exit code, once what keeps a verb from its work is said."""
     if not words:
         _parser().print_help(sys.stderr)
         return MISUSED
@@ -52,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             print(printable(f"{error.path}: {problem}"), file=sys.stderr)
         if error.path == SERVE_WORDS:
             return MISUSED
-    except BrokenPipeError:  # `tokenway bootstrap ... | head`: no process reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
     except (OSError, MetadataError) as error:  # a port in use, a name that does not resolve, no Envoy
         print(printable(f"tokenway: {_said(error)}"), file=sys.stderr)
     except KeyboardInterrupt:
@@ -288,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=_watched_file,
         metavar="FILE",
-        help="tokenway.yaml (default: a copy of the shipped sample)",
+        help="tokenway.yaml or clusters.json with all endpoints at 127.0.0.1 (default: a copy of the sample)",
     )
     showing.add_argument(
         "--time-scale",

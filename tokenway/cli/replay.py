@@ -55,8 +55,10 @@ def replay(args: Sequence[str]) -> int:
     """
     try:
         return _replay(replay_parser().parse_args(args))
+    except BrokenPipeError:
+        raise  # nobody reads what it says, which is no error of a file
     except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         print(printable(f"tokenway replay: {said}"), file=sys.stderr)
         return 1
     except (TraceError, _ProfilesError) as error:
