@@ -6,7 +6,7 @@ with it.
 
 Rules:
     1. Any bytes give entries. One that protobuf reads is what it reads; of another one all is kept that can
-       be, its tags with `\\ufffd` in the place of what is no text.
+       be, its tags with a mark of replacement (U+FFFD) for what is no text.
     2. Nothing is looked at here while messages are read as a whole.
 """
 

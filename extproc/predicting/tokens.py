@@ -3,8 +3,8 @@
 Rules:
     1. The ratio is of decayed sums, not a mean of ratios: long prompts, whose estimate matters, weigh more.
     2. It stays within [1/64, 1] whatever is reported.
-    3. No prompt weighs more than `MOST_WEIGHT` times the mean one: a single prompt of megabytes of blanks would
-       else be the estimate of everybody's prompts for hundreds of requests.
+    3. No prompt weighs more than `MOST_WEIGHT` times the mean one: a single prompt of megabytes of blanks
+       would else be the estimate of everybody's prompts for hundreds of requests.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Rules:
     2. Where parsers could differ, the body is refused: a second `model`, a file in its place, names in
        encodings of their own, folded headers. What passes is read by engines (FastAPI's python-multipart) as
        it is read here. Headers are read in one pass: email.message takes 80 ms for 4 KiB of semicolons.
-    3. The boundary is the body's first line; a body that begins otherwise is none that engines take. Where the
-       header names another one, or an encoding in which ASCII is not ASCII (Starlette decodes names and values
-       by its `charset`), the engine would read other fields than are read here: refused.
+    3. The boundary is the body's first line; a body that begins otherwise is none that engines take. Where
+       the header names another one, or an encoding in which ASCII is not ASCII (Starlette decodes names and
+       values by its `charset`), engines would read other fields than are read here: refused.
 
 Source: RFC 7578, RFC 2046 section 5.1.
 """

@@ -142,7 +142,7 @@ def loosest(path: str, *, keeps_marks: bool = False) -> str | None:
 
     Args:
         path: As it came, with its query string or without.
-        keeps_marks: A question mark or hash that was encoded is one of the oddities; else the path ends there.
+        keeps_marks: A question mark or hash that was encoded is an oddity; else the path ends there.
 
     Returns:
         The path without trailing slash, `""` for the root; None if that is unknown: it is decoded again and

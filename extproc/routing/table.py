@@ -271,10 +271,11 @@ class RoutingTable:
 
         Inference in a spelling of its own would pass unread: neither sanitised nor counted.
         """
-        for could_be in (loosest(path), loosest(path, keeps_marks=True)):
-            if could_be is None or operation_of(could_be) is not None or is_admin(could_be, self._admin_paths):
-                return False
-        return True
+        readings = loosest(path), loosest(path, keeps_marks=True)
+        return not any(
+            could_be is None or operation_of(could_be) is not None or is_admin(could_be, self._admin_paths)
+            for could_be in readings
+        )
 
 
 def _takes(methods: tuple[str, ...], path: str, method: str) -> RefuseAtOnce:

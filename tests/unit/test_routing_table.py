@@ -296,7 +296,7 @@ def test_engines_admin_paths_pass_to_no_engine(path: str, method: str) -> None:
     ],
 )
 def test_what_passes_by_a_name_is_no_other_path(path: str, method: str) -> None:
-    """A gateway that is not ours may leave dots and escapes in a path, and what stands before an engine read them."""
+    """A gateway that is not ours may leave dots and escapes in it, which what is before an engine reads."""
     rules = RuleTable([ModelRules("*", (Rule("other"),))])
     of_any = RoutingTable(
         rules, {CLUSTER: (), "other": ()}, ("*",), "other", frozenset(), slots_of, loaded_unix_s=0.0
