@@ -22,6 +22,8 @@ from tests.e2e.harness import Behaviour
 
 ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
 LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
+LONG = TOKEN * 500
+"""Events that fill more than is kept of either end of an answer."""
 
 
 def whole(status: int, body: object) -> Behaviour:
@@ -196,6 +198,10 @@ NO_ERRORS = {
     "said-at-length": (
         "chat/completions",
         (TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"'), TOKEN, DONE),
+    ),
+    "said-in-the-midst": (
+        "chat/completions",
+        (LONG, TOKEN.replace(b'"a"', rb'"\n\ndata: {\"error\": {\"type\": \"x\"}}"'), LONG, LONG, DONE),
     ),
     "argument-at-length": (
         "messages",
