@@ -42,9 +42,9 @@ _DONE: Final = re.compile(r'^data:[ \t]*"?\[?done\]?"?[ \t]*$', re.IGNORECASE | 
 _DATA: Final = re.compile(r"^data:[ \t]*[^\[\s]", re.MULTILINE)
 _PING: Final = re.compile(r'^event: ?ping$|^data:[ \t]*\{\s*"type"\s*:\s*"ping"\s*\}', re.MULTILINE)
 _LONG_ERROR: Final = re.compile(
-    r'(?:^|\n)(?:data:)?\s*\{\s*"(?:error"\s*:\s*(?:\{(?!\s*\})|"(?!"))|(?:object|type)"\s*:\s*"error")'
+    r'(?:^|\n)(?:data:)?[ \t]*+\{\s*"(?:error"\s*:\s*(?:\{(?!\s*\})|"(?!"))|(?:object|type)"\s*:\s*"error")'
 )
-"""How an event or an answer begins that is an error and goes on for long."""
+"""How an event, or an answer without the blanks before it, begins that is an error and goes on for long."""
 
 _LAST_TYPE: Final = re.compile(r'"type"\s*:\s*"(response\.[\w.]+)"\s*\}\s*$')
 _CHUNKS: Final = frozenset({"chat.completion.chunk", "text_completion"})
@@ -308,7 +308,7 @@ def _error_in_json(text: str) -> dict[str, Any] | None:
 
 
 def _error_in_cut_json(head: str, tail: str) -> dict[str, Any] | None:
-    if _LONG_ERROR.match(head):
+    if _LONG_ERROR.match(head.lstrip()):
         return _SOME_ERROR
     error = _decoded(next((text for text, depth in _objects(tail, "error") if depth == 1), ""))
     if error:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.picker import reading
 from extproc.picker.answer import HEAD_BYTES, TAIL_BYTES, PassingAnswer
-from extproc.picker.reading import NOTHING, Told
+from extproc.picker.reading import NOTHING, Told, read_answer
 from tests.e2e.event_streams import DONE, MESSAGES, PING, RESPONSES, TOKEN, by_cr, data, typed
 from tests.e2e.usage_cases import REPORTED, STREAMS, WHOLE, dumped, event
 
@@ -272,3 +272,17 @@ _WORDS = (
 def test_any_text_gives_a_value(text: str, kind: str | None) -> None:
     """However it is made."""
     assert isinstance(told(*pieces(text.encode(), 5_000), content_type=kind), Told)
+
+
+@pytest.mark.parametrize("kind", [EVENTS, JSON])
+@pytest.mark.parametrize("text", ["\n ", "data:\n ", "\n\t\t", "\n{ ", '\n{"error":{ '])
+def test_a_long_text_is_looked_through_once(kind: str, text: str) -> None:
+    """A million blank lines: whatever begins anew at each of them takes hours."""
+    many = text * 1_000_000 + "error"
+    assert isinstance(read_answer(kind, many, many[-64:], is_cut=True), Told)
+
+
+def test_an_error_behind_blanks_is_one() -> None:
+    """Of whole answers, however they begin."""
+    head = ' \n\n {"error": {"message": "' + "long " * 4_000
+    assert read_answer(JSON, head, '"}}', is_cut=True).error is not None
