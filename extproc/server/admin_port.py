@@ -14,7 +14,7 @@ from aiohttp import web
 from extproc.admin.page import Page, PageRequest, PageResponse, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
-from metadata_center.addresses import is_loopback
+from metadata_center.addresses import Address, is_loopback, not_opened
 from metadata_center.service.http_callers import refusal
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -96,12 +96,15 @@ class AdminPort:
         """Listen.
 
         Raises:
-            OSError: The place is taken, or not ours.
+            OSError: The place is taken, or not ours; names it.
         """
         self._runner = web.AppRunner(self._app, access_log=None)
         await self._runner.setup()
         if isinstance(self._place, TcpPlace):
-            await web.TCPSite(self._runner, self._place.address, self._place.port).start()
+            try:
+                await web.TCPSite(self._runner, self._place.address, self._place.port).start()
+            except OSError as error:
+                raise not_opened(error, Address(self._place.address, self._place.port)) from error
             self.port = self._runner.addresses[0][1]
             return
         self._place.unlink(missing_ok=True)

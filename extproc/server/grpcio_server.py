@@ -61,10 +61,13 @@ class GrpcServer:
                 server.add_insecure_port(f"unix:{self._places.socket}")
         credentials = credentials_of(self._places.tls)
         for address in self._places.others:
-            if credentials is None or address.startswith("unix:"):
-                server.add_insecure_port(address)
-            else:
-                server.add_secure_port(address, credentials)
+            try:
+                if credentials is None or address.startswith("unix:"):
+                    server.add_insecure_port(address)
+                else:
+                    server.add_secure_port(address, credentials)
+            except RuntimeError as error:  # with no more than that it failed; gRPC's own log has the reason
+                raise OSError(f"{address}: cannot be opened; is it taken?") from error
         await server.start()
 
     async def drain(self, grace_s: float) -> None:

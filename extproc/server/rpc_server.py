@@ -14,6 +14,7 @@ from extproc.transport import listen_tls
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
+from metadata_center.addresses import not_opened
 
 
 class RpcServer(Protocol):
@@ -30,10 +31,11 @@ class RpcServer(Protocol):
 
 
 def check_free(addresses: Iterable[str]) -> None:
-    """Make sure that no other program listens where several workers are to.
+    """Make sure that no other program listens where workers are to.
 
     Raises:
-        OSError: One does; among workers that share an address it would go unnoticed.
+        OSError: One does; among workers that share an address it would go unnoticed, and the one that has an
+            address alone would die and be started again without end.
     """
     for address in addresses:
         if not address.startswith("unix:"):
@@ -87,15 +89,18 @@ def _opened(address: str, *, is_shared: bool = False) -> socket.socket:
     """The socket of `unix:/path`, `ip:port` or `[ip]:port`; of a path, what is left of an earlier one goes.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: It cannot be opened; names it.
     """
-    if address.startswith("unix:"):
-        path = Path(address.removeprefix("unix:"))
-        if path.is_socket():
-            path.unlink()
-        return unix_socket(path)
-    host, _, port = address.rpartition(":")
-    return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
+    try:
+        if address.startswith("unix:"):
+            path = Path(address.removeprefix("unix:"))
+            if path.is_socket():
+                path.unlink()
+            return unix_socket(path)
+        host, _, port = address.rpartition(":")
+        return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
+    except OSError as error:
+        raise not_opened(error, address) from error
 
 
 def rpc_server(

@@ -73,12 +73,12 @@ class Supervisor:
         answering = AllWorkers(sockets)
         admin = AdminPort(PAGES, answering, place)
         picker = config.endpoint_picker
-        shared = () if picker is None else (*picker.listen, *picker.health_listen)
+        asked = () if picker is None else (*picker.listen, *picker.health_listen)
         self._parts = Parts(
             [
                 Part("residence", residence.start, residence.stop),
                 Part("counters", lambda: shared_counters.create(counters_path(folder), workers)),
-                Part("addresses", lambda: check_free(shared)),
+                Part("addresses", lambda: check_free((*config.server.listen, *asked))),
                 Part("admin", admin.start, admin.stop),  # it shows workers that drain
                 *metrics_ports(config, answering),
                 Part("workers", self._start_workers, self._stop_workers),

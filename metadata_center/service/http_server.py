@@ -18,7 +18,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from metadata_center.addresses import is_loopback
+from metadata_center.addresses import Address, is_loopback, not_opened
 from metadata_center.service.api import Api, route
 from metadata_center.service.calls import (
     MAX_BODY_BYTES,
@@ -92,7 +92,7 @@ class HttpServer:
         """Listen; port 0 picks one.
 
         Raises:
-            OSError: The address cannot be bound.
+            OSError: The address cannot be bound; names it.
         """
         self._host = host.lower()
         app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -102,9 +102,9 @@ class HttpServer:
         self._site = web.TCPSite(self._runner, host, port)
         try:
             await self._site.start()
-        except OSError:
+        except OSError as error:
             await self._runner.cleanup()
-            raise
+            raise not_opened(error, Address(host, port)) from error
         self.port = self._runner.addresses[0][1]
         self._expiring = asyncio.create_task(self._expire())
         _LOGGER.info("metadata center listening", extra={"host": host, "port": self.port})

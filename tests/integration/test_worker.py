@@ -94,7 +94,7 @@ async def test_a_start_that_fails_leaves_nothing_behind(installation: Installati
     """The admin port, the last part of all, is taken: sockets and lock are gone when that is said."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         installation.write(server={"admin": {"port": taken.getsockname()[1]}})
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(OSError, match=r"Address already in use: .127\.0\.0\.1:"):
             await installation.worker().start()
         assert not installation.socket.exists()
     installation.write()
@@ -182,11 +182,27 @@ async def test_what_envoy_is_told_is_encoded_off_the_loop_before_a_configuration
     await worker.stop()
 
 
+@pytest.mark.parametrize("transport", list(Transport))
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_address_that_is_taken_is_named(
+    installation: Installation, transport: Transport, workers: int
+) -> None:
+    """Of several workers, too, before any is started: the one that it is for would die again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        installation.write(server={"transport": transport, "listen": [address], "workers": workers})
+        gateway = Supervisor(installation.path) if workers > 1 else installation.worker()
+        with pytest.raises(OSError, match=address):
+            await gateway.start()
+        await gateway.stop()
+    assert not installation.socket.exists()
+
+
 async def test_a_supervisor_whose_port_is_taken_starts_no_worker(installation: Installation) -> None:
     """It says so, and its folder is free again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         installation.write(server={"admin": {"port": taken.getsockname()[1]}, "workers": 2})
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(OSError, match=r"Address already in use: .127\.0\.0\.1:"):
             await Supervisor(installation.path).start()
     assert not installation.socket.exists()
     installation.write()

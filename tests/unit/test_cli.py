@@ -159,6 +159,8 @@ def test_the_variable_says_whom_to_ask(
         (["demo", "--time-scale", "nan"], "`nan` is no number above 0"),
         (["metadata-center", "--listen", ":8080"], "`:8080` has no address"),
         (["metadata-center", "--listen", "127.0.0.1"], "`127.0.0.1` has no port"),
+        (["metadata-center", "--request-expiry-s", "0"], "--request-expiry-s: `0` is no number above 0"),
+        (["metadata-center", "--cache-expiry-s", "nan"], "--cache-expiry-s: `nan` is no number above 0"),
         (["top", "--interval", "-1"], "`-1` is no number above 0"),
         (["explain", "--last", "0"], "accepted: 1 or more"),
         (["explain", "--last", "-3"], "--last"),
@@ -236,6 +238,19 @@ def test_a_replay_finds_out_first_that_its_results_could_not_be_written(
     assert main([*words, flag, str(tmp_path / place)]) == 1
     assert not runs
     assert place.partition("/")[0] in capsys.readouterr().err
+
+
+def test_a_replay_finds_out_first_that_pictures_could_not_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what to install; after the runs the JSON was written, and the pictures were lost."""
+    monkeypatch.setattr("tokenway.cli.replay.find_spec", lambda _: None)
+    words = ["replay", "sample", "--max-requests", "2", "--policies", "round_robin", "--rates", "x1"]
+    assert main([*words, "--plots", str(tmp_path / "plots")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "tokenway replay: No module named 'matplotlib': pip install 'tokenway[simulator]'\n"
+    assert not (tmp_path / "plots").exists()
 
 
 def test_a_reader_that_leaves_is_no_error_of_ours() -> None:

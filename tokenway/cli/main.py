@@ -383,14 +383,14 @@ def _add_metadata_center(commands: Any) -> None:
     center.add_argument("--token-env", metavar="NAME", help="variable that holds the bearer token to require")
     center.add_argument(
         "--request-expiry-s",
-        type=float,
+        type=_positive,
         default=660.0,
         metavar="SECONDS",
         help="a request without a delete for so long is taken for lost (default %(default)g)",
     )
     center.add_argument(
         "--cache-expiry-s",
-        type=float,
+        type=_positive,
         default=3600.0,
         metavar="SECONDS",
         help="a prompt without a save for so long is taken for evicted (default %(default)g)",

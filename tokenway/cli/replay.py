@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -68,7 +69,7 @@ def replay(args: Sequence[str]) -> int:
         print(printable(f"tokenway replay: {error or 'more than there is memory for'}"), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"tokenway replay: {error}; install tokenway[simulator]", file=sys.stderr)
+        print(f"tokenway replay: {error}: pip install 'tokenway[simulator]'", file=sys.stderr)
         return 2
 
 
@@ -250,8 +251,8 @@ def _check_writable(options: argparse.Namespace) -> None:
         if not is_there:
             path.unlink()
     if options.plots is not None:
-        from tokenway.simulator.replay import plots  # noqa: F401 - whether it can be had
-
+        if find_spec("matplotlib") is None:  # it is imported when it draws
+            raise ModuleNotFoundError("No module named 'matplotlib'")
         options.plots.mkdir(parents=True, exist_ok=True)
 
 
