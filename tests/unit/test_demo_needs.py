@@ -45,7 +45,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", ("10.1.2.3",), "`llama` has an endpoint at 10.1.2.3:"),
         ("", ("127.0.0.1", "::1"), "`llama` has an endpoint at [::1]:"),
         (f"edge: {{tls: {PAIR}}}", ("127.0.0.1",), "edge.tls: "),
-        ("engine_tls: {llama: {ca_file: /a.pem}}", ("127.0.0.1",), "engine_tls: "),
+        ("engine_tls: {llama: {ca_file: /a.pem, server_name: x}}", ("127.0.0.1",), "engine_tls: "),
         ("discovery: {istio: {address: '127.0.0.1:15010'}}", (), "discovery.istio: "),
         ("server: {admin: {port: 0}}", ("127.0.0.1",), "server.admin.port: "),
     ],
