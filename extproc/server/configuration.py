@@ -7,7 +7,8 @@ Rules:
     3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
        place.
     4. Files that take milliseconds are read on the loop. Larger ones are read in a thread, one reading at a
-       time: requests go on, and what is asked for meanwhile is read once afterwards.
+       time: requests go on, and what is asked for meanwhile is read once afterwards. So it is where readings
+       are asked for faster than every `LEAST_BETWEEN_S`, as by signals without end.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ QUICK_JSON_BYTES = 64 * 1024
 """Largest clusters file that is read on the loop: some 10 ms, six hundred endpoints."""
 
 
+LEAST_BETWEEN_S = 0.2
+"""Between two readings: of the time of the loop they take a twentieth at most."""
+
+
 class _NotQuick(Exception):  # noqa: N818 - no error
     """A file is too large to be read on the loop."""
 
@@ -110,6 +115,8 @@ class Configuration:
         self._applied: asyncio.Future[None] | None = None
         self._slow_reading: asyncio.Task[None] | None = None
         self._is_asked_again = False
+        self._read_s = float("-inf")
+        self._later: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Apply what was read, with the host names that resolve within `WAIT_S`; follow from now on."""
@@ -121,8 +128,9 @@ class Configuration:
     async def stop(self) -> None:
         """Follow no more."""
         await self._watcher.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._later):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -130,18 +138,30 @@ class Configuration:
     def reload(self) -> None:
         """Read the files now; look all host names up and apply what differs in the next turn of the loop.
 
-        Large files are read in a thread, and what differs is applied when they are.
+        Large files are read in a thread, and what differs is applied when they are. A reading that is asked
+        for soon after another comes when `LEAST_BETWEEN_S` are over.
         """
         if self._applied is None or not self._applied.done():
             return  # the start reads them
         if self._slow_reading is not None:
             self._is_asked_again = True
             return
+        if self._later is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._read_s + LEAST_BETWEEN_S:
+            self._later = loop.call_at(self._read_s + LEAST_BETWEEN_S, self._reload_later)
+            return
+        self._read_s = loop.time()
         try:
             self._take(self._read(is_first=False, is_on_loop=True))
         except _NotQuick:
             self._slow_reading = asyncio.create_task(self._read_slowly(), name="configuration")
             self._keep(self._slow_reading)
+
+    def _reload_later(self) -> None:
+        self._later = None
+        self.reload()
 
     async def _read_slowly(self) -> None:
         try:

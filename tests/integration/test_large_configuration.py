@@ -114,6 +114,22 @@ async def test_a_large_tokenway_yaml_is_read_while_the_loop_goes_on(gateway: Gat
     await gateway.current.stop()
 
 
+async def test_readings_without_end_leave_time_for_requests(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends SIGHUP again and again has what was written last in force, by few readings."""
+    monkeypatch.setattr(configuration, "LEAST_BETWEEN_S", 2.0)
+    await gateway.current.start()
+    for number in range(2, 102):
+        gateway.put(f"10.0.0.{number}")
+        gateway.current.reload()
+        await asyncio.sleep(0)
+    assert len(gateway.read_in) < 5
+    await gateway.until("10.0.0.101")
+    assert len(gateway.read_in) < 10
+    await gateway.current.stop()
+
+
 async def test_a_reading_that_fails_leaves_the_next_one(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
