@@ -60,7 +60,8 @@ from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
-from extproc.server.publishing import Encode, Preparation
+from extproc.server.preparing import CompiledRules
+from extproc.server.publishing import Encode, KindsPreparation
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
@@ -144,14 +145,15 @@ def build_worker(
     if stalls is not None:
         stalls.add(metrics.stalled)
     kinds = ClusterKinds(encode_here)
-    preparation = Preparation(kinds, encode)
-    configuration = Configuration(path, metrics, owners.apply, settings, preparation, owners.introduce)
+    preparation, rules = KindsPreparation(kinds, encode), CompiledRules()
+    preparations = (preparation, rules)
+    configuration = Configuration(path, metrics, owners.apply, settings, preparations, owners.introduce)
     config = configuration.current
     site = _site(path, index, supervised, config, registry, metrics, owners, counters)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = knowledge(site, news)
     state, follower = known.state, known.kv_event_follower
-    way = _request_way(site, news, known)
+    way = _request_way(site, news, known, rules)
     engines = EngineNews(
         state.scheduling.engines, known.history, state.scheduling.predictor, follower, config
     )
@@ -173,7 +175,7 @@ def build_worker(
     )
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    _follow_configuration(site, known, way, rules, engines, prober, changes, sources)
     owners.settled.add(envoys.settled)
     news.transitions.add(lambda _: envoys.look_soon())
     ports = [] if site.supervised else metrics_ports(config, answering)
@@ -202,12 +204,14 @@ def _site(
     return Site(path, index, workers, supervised, folder, shared, owner, config, registry, metrics, owners)
 
 
-def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
+def _request_way(site: Site, news: News, known: Knowledge, rules: CompiledRules) -> RequestWay:
     scheduling, ending, met, config = known.state.scheduling, known.state.ending, known.met, site.config
     readers = BodyReaders()
     router = Router(
         scheduling,
-        routing_table(config, site.owners.routable.clusters, scheduling.load.slots, time.time()),
+        routing_table(
+            config, rules.of(config), site.owners.routable.clusters, scheduling.load.slots, time.time()
+        ),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -405,6 +409,7 @@ def _follow_configuration(
     site: Site,
     known: Knowledge,
     way: RequestWay,
+    rules: CompiledRules,
     engines: EngineNews,
     prober: Prober,
     changes: FleetChanges,
@@ -413,7 +418,7 @@ def _follow_configuration(
     """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
-        way.router, way.request_log, site.owners.routable.clusters, scheduling.load.slots, time.time
+        way.router, way.request_log, rules, site.owners.routable.clusters, scheduling.load.slots, time.time
     )
     site.owners.add(
         requests.follow,

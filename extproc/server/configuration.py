@@ -36,12 +36,12 @@ from extproc.discovery.following import (
     Refused,
     Version,
 )
-from extproc.discovery.resolution import Resolution
+from extproc.discovery.resolution import Literals, Resolution, literals
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
 from extproc.server.acknowledging import MOST_WAIT_S
-from extproc.server.publishing import Preparation
+from extproc.server.preparing import Preparation
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -79,7 +79,7 @@ class Configuration:
         metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
-        preparation: What a configuration needs before it is applied; the first one has it.
+        preparations: What a configuration needs before it is applied; the first one has it.
         introduce: Called before with all but the first, and its number; it is to call `introduced` or
             `spurned` later. Without it nothing is waited for.
 
@@ -93,7 +93,7 @@ class Configuration:
         metrics: Metrics,
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
-        preparation: Preparation | None = None,
+        preparations: Sequence[Preparation] = (),
         introduce: Callable[[int, Config, Resolution], None] | None = None,
     ) -> None:
         self._path = path
@@ -101,9 +101,10 @@ class Configuration:
         self._settings = settings
         self._metrics = metrics
         self._apply = apply
-        self._preparation = preparation
+        self._preparations = tuple(preparations)
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=MOST_WAIT_S)
         self._looks: dict[Path, Look] = {}
+        self._literals: Literals = {}
         self._engine_files = EngineFiles()
         self._first = self._latest = self._read(is_first=True, is_on_loop=False)
         if isinstance(self._first, Refused):
@@ -177,15 +178,19 @@ class Configuration:
     def _take(self, reading: Version | Refused) -> None:
         self._latest = reading
         self._watcher.watch(self._watched())
-        preparation = self._preparation
-        if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
-            self._keep(asyncio.create_task(self._prepared(preparation, reading), name="preparation"))
+        needed = [] if isinstance(reading, Refused) else self._needed(reading.config)
+        if needed and isinstance(reading, Version):
+            self._keep(asyncio.create_task(self._prepared(needed, reading), name="preparation"))
         else:
             # To read a hundred endpoints takes as long as to apply them: requests go on in between.
             asyncio.get_running_loop().call_soon(self._follow, reading)
 
-    async def _prepared(self, preparation: Preparation, reading: Version) -> None:
-        await asyncio.to_thread(preparation.prepare, reading.config)
+    def _needed(self, config: Config) -> list[Preparation]:
+        return [each for each in self._preparations if each.is_needed(config)]
+
+    async def _prepared(self, needed: Sequence[Preparation], reading: Version) -> None:
+        for each in needed:
+            await asyncio.to_thread(each.prepare, reading.config)
         if self._latest is reading:
             self._follow(reading)
 
@@ -253,7 +258,8 @@ class Configuration:
             self._looks = looks
             return Refused(error.path, tuple(error.problems), Path(error.path).name, _names(looks))
         self._looks = looks
-        return Version(self._engine_files.filled(config), clusters, _names(looks))
+        self._literals = literals(clusters, self._literals)
+        return Version(self._engine_files.filled(config), clusters, _names(looks), self._literals)
 
     def _watched(self) -> dict[Path, Look]:
         return {**self._engine_files.looks, **self._looks}
