@@ -77,6 +77,9 @@ class Case:
 CASES = {
     "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
     "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
+    "in-the-midst": Case(
+        "chat/completions", events(LONG, data(ERROR), LONG, LONG, DONE), STREAM, "error_in_answer"
+    ),
     "next-line": Case(
         "chat/completions",
         events(TOKEN, b'data: {"error":\ndata: {"message": "gone",\ndata:  "code": 500}}\n\n'),
