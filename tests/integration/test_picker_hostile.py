@@ -259,7 +259,7 @@ def test_a_status_that_is_none_ends_no_stream(status: str) -> None:
         gateway.asks()
         message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(end_of_stream=True))
         said = {"raw_value": status.encode()} if raw else {"value": status}
-        message.response_headers.headers.headers.add(key=":status", **said)  # type: ignore[arg-type]
+        message.response_headers.headers.headers.add(key=":status", **said)
         gateway.exchange.on_message(message.SerializeToString())
         gateway.exchange.on_half_close()
         assert gateway.is_clean()
