@@ -10,8 +10,8 @@ import pytest
 
 from tests.e2e.variants import GRPCIO, ISTIO_PROFILE
 from tests.source_tree import ROOT
-from tests.test_documents import DOCUMENTS
 
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 RUN = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
