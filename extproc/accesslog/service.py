@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Final
 
+from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
+from google.protobuf.message import DecodeError
 
 from extproc.accesslog.entries import ended_unix_s, translate
 from extproc.accesslog.meanings import refused_by_envoy
+from extproc.accesslog.salvage import salvaged
 from extproc.observing.recorder import Recorder
 from extproc.transport.seam import Call, Received, Rpc
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
@@ -140,10 +143,10 @@ class AccessLog:
         for stream in list(self._streams):
             stream.stop_reading()
 
-    def take(self, message: als_pb2.StreamAccessLogsMessage) -> None:
+    def take(self, entries: Iterable[accesslog_pb2.HTTPAccessLogEntry]) -> None:
         """Some entries came."""
         lag_s: float | None = None
-        for logged in message.http_logs.log_entry:
+        for logged in entries:
             entry = translate(logged)
             if entry is None:
                 continue
@@ -172,7 +175,11 @@ class LogStream:
 
     def on_message(self, message: Received) -> None:
         """See `Receiver`."""
-        self._log.take(als_pb2.StreamAccessLogsMessage.FromString(message))
+        try:
+            entries = als_pb2.StreamAccessLogsMessage.FromString(message).http_logs.log_entry
+        except DecodeError:  # one answer had something in it that is no text
+            entries = salvaged(message)
+        self._log.take(entries)
 
     def on_half_close(self) -> None:
         """See `Receiver`."""

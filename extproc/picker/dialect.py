@@ -128,9 +128,10 @@ class PickerDialect:
         self._priority_of = priority_of
         self._owner = owner
         self._obeys_tests = obeys_tests
-        said = (DESTINATION,) if owner is None else (DESTINATION, REQUEST_ID_HEADER, OWNER_HEADER)
-        removed = (*steering, *_OWN, *CONTROL_HEADERS, TEST_SELECTION)
-        self._removed = [name for name in dict.fromkeys(removed) if name not in said]
+        said = () if owner is None else (REQUEST_ID_HEADER, OWNER_HEADER)
+        removed = dict.fromkeys((*steering, *_OWN, *CONTROL_HEADERS, TEST_SELECTION))
+        self._removed_passing = [name for name in removed if name != DESTINATION]
+        self._removed = [name for name in self._removed_passing if name not in said]
 
     def parse(self, raw: Received) -> pb.ProcessingRequest:
         """What came.
@@ -203,7 +204,8 @@ class PickerDialect:
         if new is not None:
             body = b"".join(new)
         num_bytes = len(body) if body is not None and not trailers else None
-        headers = self._headers(decision.plan, num_bytes, drops_encoding=decision.drops_encoding)
+        removed = [*self._removed, CONTENT_ENCODING] if decision.drops_encoding else self._removed
+        headers = self._headers(decision.plan, num_bytes, removed)
         if is_envoy and decision.new_path is not None:
             headers += wire.new_path("request_headers", decision.new_path)
         if self._owner is not None:
@@ -225,7 +227,7 @@ class PickerDialect:
         """To the headers: the request goes past us; `is_envoy` as in `decision`."""
         if not passes.plan.endpoints:
             return _GO_ON
-        headers = self._headers(passes.plan, None)
+        headers = self._headers(passes.plan, None, self._removed_passing)
         if is_envoy and passes.new_path is not None:
             headers += wire.new_path("request_headers", passes.new_path)
         return headers
@@ -263,17 +265,15 @@ class PickerDialect:
         reason.immediate_response.headers.set_headers.append(wire.set_header(DROPPED, dropped))
         return answer + bytes(reason.SerializeToString())
 
-    def _headers(self, plan: Plan, num_bytes: int | None, *, drops_encoding: bool = False) -> bytes:
+    def _headers(self, plan: Plan, num_bytes: int | None, removed: Collection[str]) -> bytes:
         # The same twice in a row is for a stale connection; a proxy that retries has its own rules.
         endpoints = ",".join(tuple(dict.fromkeys(plan.endpoints))[: self._named])
         mutation = pb.HeaderMutation(
             set_headers=[wire.set_header(DESTINATION, endpoints)],
-            remove_headers=self._removed,
+            remove_headers=removed,
         )
         if num_bytes is not None:
             mutation.set_headers.append(wire.set_header("content-length", str(num_bytes)))
-        if drops_encoding:
-            mutation.remove_headers.append(CONTENT_ENCODING)
         message = pb.ProcessingResponse(
             request_headers=pb.HeadersResponse(response=pb.CommonResponse(header_mutation=mutation))
         )

@@ -28,6 +28,9 @@ LONGEST: Final = 8_192
 _TRIES: Final = 8
 """Keys of one name that are looked at, from the end."""
 
+_MOST_EVENTS: Final = 256
+"""Of a part of a stream in which there is a word of an error, those that are looked at."""
+
 _LAST_PIECES: Final = 64
 """Looked at from the end for the last event: what stands behind it are pings and comments."""
 
@@ -40,10 +43,10 @@ _DONE: Final = re.compile(r'^data:[ \t]*"?\[?done\]?"?[ \t]*$', re.IGNORECASE | 
 _DATA: Final = re.compile(r"^data:[ \t]*[^\[\s]", re.MULTILINE)
 _PING: Final = re.compile(r'^event: ?ping$|^data:[ \t]*\{\s*"type"\s*:\s*"ping"\s*\}', re.MULTILINE)
 _LONG_ERROR: Final = re.compile(
-    r'(?:^|\n)(?:data:)?\s*\{\s*"(?:errors?"\s*:\s*(?:\{(?!\s*\})|\[(?!\s*\])|"(?!"))'
+    r'(?:^|\n)(?:data:)?[ \t]*+\{\s*"(?:errors?"\s*:\s*(?:\{(?!\s*\})|\[(?!\s*\])|"(?!"))'
     r'|(?:object|type|status)"\s*:\s*"error")'
 )
-"""How an event or an answer begins that is an error and goes on for long."""
+"""How an event, or an answer without the blanks before it, begins that is an error and goes on for long."""
 
 _LAST_TYPE: Final = re.compile(r'"type"\s*:\s*"(response\.[\w.]+)"\s*\}\s*$')
 _CHUNKS: Final = frozenset({"chat.completion.chunk", "text_completion"})
@@ -93,13 +96,59 @@ def read_answer(content_type: str | None, head: str, tail: str, *, is_cut: bool)
         tail: Its end, or all of it.
         is_cut: The tail is not all of it.
     """
-    kind = "" if content_type is None else content_type.partition(",")[0].partition(";")[0].strip().lower()
-    begins = head[:64].lstrip("\ufeff \t\r\n")
-    if kind == "text/event-stream" or (not kind and begins.startswith(_FIELDS)):
+    if is_of_events(content_type, head):
         return _of_events(head, tail, is_cut=is_cut)
-    if kind.endswith("json") or (not kind and begins.startswith(("{", "["))):
+    kind = _kind(content_type)
+    if kind.endswith("json") or (not kind and _begun(head).startswith(("{", "["))):
         return _of_json(head, tail, is_cut=is_cut)
     return NOTHING
+
+
+def is_of_events(content_type: str | None, head: str) -> bool:
+    """True if an answer is a stream of events.
+
+    Args:
+        content_type: As its header has it, or None.
+        head: Its beginning, by which one without a type is known.
+    """
+    kind = _kind(content_type)
+    return kind == "text/event-stream" or (not kind and _begun(head).startswith(_FIELDS))
+
+
+def _kind(content_type: str | None) -> str:
+    """Without parameters; of several the first counts."""
+    return "" if content_type is None else content_type.partition(",")[0].partition(";")[0].strip().lower()
+
+
+def _begun(head: str) -> str:
+    return head[:64].lstrip("\ufeff \t\r\n")
+
+
+def error_in_part(text: str, *, begins: bool, long: int) -> str | None:
+    """Type and code of the first error in a part of a stream, as `error_seen` gives them; None without one.
+
+    The event in which the part begins is passed over, and so is that in which it ends: they are in the parts
+    before and after, if those have `long` bytes in common with this one.
+
+    Args:
+        text: Of the part.
+        begins: The stream begins with it.
+        long: An event that ends behind the part and has more bytes in it is judged by its beginning.
+    """
+    pieces = _split(text)
+    looked = 0
+    for piece in pieces[0 if begins else 1 : -1]:
+        if not _may_have_error(piece):
+            continue
+        looked += 1
+        fields = _error_of_event(_event(piece)) if looked <= _MOST_EVENTS else None
+        if fields is not None:
+            return error_seen(fields)
+    last = pieces[-1]
+    is_whole_so_far = begins or len(pieces) > 1
+    if is_whole_so_far and len(last.encode("utf-8", "replace")) > long and _LONG_ERROR.search(last):
+        return error_seen(_SOME_ERROR)
+    return None
 
 
 class _Event(NamedTuple):
@@ -131,15 +180,18 @@ def _event(piece: str, *, is_cut: bool = False) -> _Event:
     return _Event(name, "\n".join(data), is_error)
 
 
-def _pieces(text: str) -> list[str]:
-    """The events of a text, each as its lines, without those that say nothing."""
+def _split(text: str) -> list[str]:
+    """The events of a text, each as its lines; what stands behind the last one, or nothing, comes last."""
     text = text.removeprefix("\ufeff")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    pieces = text.split("\n\n")
-    if "ping" in text:
-        pieces = [piece for piece in pieces if _PING.search(piece) is None]
-    return pieces
+    return text.split("\n\n")
+
+
+def _pieces(text: str) -> list[str]:
+    """The same without those that say nothing."""
+    pieces = _split(text)
+    return [piece for piece in pieces if _PING.search(piece) is None] if "ping" in text else pieces
 
 
 def _of_events(head: str, tail: str, *, is_cut: bool) -> Told:
@@ -325,7 +377,7 @@ def _lack_in_json(text: str, *, is_cut: bool) -> dict[str, Any] | None:
 
 
 def _error_in_cut_json(head: str, tail: str) -> dict[str, Any] | None:
-    if _LONG_ERROR.match(head):
+    if _LONG_ERROR.match(head.lstrip()):
         return _SOME_ERROR
     keys = (each for key in ("error", "errors") for each in _objects(tail, key))
     error = _decoded(next((text for text, depth in keys if depth == 1), ""))

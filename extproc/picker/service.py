@@ -355,6 +355,7 @@ class PickExchange:
                 coding = str(header.raw_value, "ascii", "replace") or header.value
                 codings = {each.strip() for each in coding.lower().split(",")}
                 self._encoded = not codings <= {"", "identity"}
+        self._answer.begins(self._type, is_encoded=self._encoded)
         if self._decision is None:
             return
         renamed = self._decision.renamed
@@ -393,7 +394,7 @@ class PickExchange:
     def _tell_end(self, *, whole: bool) -> None:
         """The request that was decided is over."""
         now_s, answer = self._picker.clock(), self._answer
-        usage, error = NOTHING if self._encoded or not self._is_shown else answer.told(self._type)
+        usage, error = answer.told() if self._is_shown else NOTHING
         first_s = self._first_byte_s
         is_timed = first_s is not None and usage.completion_tokens is not None
         assert self._decision is not None

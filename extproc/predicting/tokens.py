@@ -3,6 +3,8 @@
 Rules:
     1. The ratio is of decayed sums, not a mean of ratios: long prompts, whose estimate matters, weigh more.
     2. It stays within [1/64, 1] whatever is reported.
+    3. No prompt weighs more than `MOST_WEIGHT` times the mean one: a single prompt of megabytes of blanks
+       would else be the estimate of everybody's prompts for hundreds of requests.
 """
 
 from __future__ import annotations
@@ -25,13 +27,20 @@ must not teach that text is dear."""
 _DECAY = 0.99
 """Memory of 100 requests: a changed chat template or clientele is learned within seconds to minutes."""
 
+MOST_WEIGHT = 16.0
+"""Public traces have a longest prompt of about ten times the mean; so the heaviest is a seventh of all."""
+
+_KNOWN = 8.0
+"""Requests after which there is a mean: the first ones are believed whatever they weigh."""
+
 
 class TokensPerByte:
     """The ratio of one model's prompt tokens to prompt bytes."""
 
-    __slots__ = ("_bytes", "_tokens")
+    __slots__ = ("_bytes", "_count", "_tokens")
 
     def __init__(self) -> None:
+        self._count = 1.0
         self._bytes = _PRIOR_BYTES
         self._tokens = _PRIOR_BYTES * _PRIOR_RATIO
 
@@ -57,8 +66,11 @@ class TokensPerByte:
         """
         if prompt_bytes <= 0 or prompt_tokens <= 0:
             raise ValueError("prompt_bytes and prompt_tokens must be > 0")
-        tokens = float(prompt_tokens)
+        tokens, weight = float(prompt_tokens), 1.0
+        if self._count >= _KNOWN:
+            weight = min(1.0, MOST_WEIGHT * self._bytes / (self._count * prompt_bytes))
         if not prompt_bytes * LEAST_RATIO <= tokens <= prompt_bytes * MOST_RATIO:
             tokens = prompt_bytes * (MOST_RATIO if tokens > prompt_bytes else LEAST_RATIO)
-        self._bytes = self._bytes * _DECAY + prompt_bytes
-        self._tokens = self._tokens * _DECAY + tokens
+        self._count = self._count * _DECAY + 1.0
+        self._bytes = self._bytes * _DECAY + prompt_bytes * weight
+        self._tokens = self._tokens * _DECAY + tokens * weight

@@ -6,8 +6,9 @@ Rules:
     2. Where parsers could differ, the body is refused: a second `model`, a file in its place, names in
        encodings of their own, folded headers. What passes is read by engines (FastAPI's python-multipart) as
        it is read here. Headers are read in one pass: email.message takes 80 ms for 4 KiB of semicolons.
-    3. The boundary is the body's first line, for Envoy sends no content type; a body that begins otherwise is
-       none that engines take. One that differs from the header's is refused by the engine.
+    3. The boundary is the body's first line; a body that begins otherwise is none that engines take. Where
+       the header names another one, or an encoding in which ASCII is not ASCII (Starlette decodes names and
+       values by its `charset`), engines would read other fields than are read here: refused.
 
 Source: RFC 7578, RFC 2046 section 5.1.
 """
@@ -21,6 +22,7 @@ import orjson
 
 from extproc.errors import Reason, RouterError
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_XARGS, encode, sanitize
+from extproc.values.exchange import Body
 
 MAX_PARTS: Final = 256
 """vLLM's transcription request has about 30 fields; a list field is a part for each item."""
@@ -44,14 +46,52 @@ _MAX_BOUNDARY_CHARS = 70  # RFC 2046
 _END = b"\r\n"
 _BLANK_LINE = b"\r\n\r\n"
 _XARGS = "vllm_xargs"
+_CHARSET_FIELD = "_charset_"  # RFC 7578 section 4.6: of all fields behind it
 _STEERING = frozenset(STEERING_FIELDS) | {f"{_XARGS}[{key}]" for key in STEERING_XARGS}
 _PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
 _DISPOSITION = re.compile(r"[ \t]*form-data(?=[ \t]*(?:;|$))", re.IGNORECASE)
-_PARAMETER = re.compile(
-    r"[ \t]*;[ \t]*([a-z0-9_*-]+)[ \t]*=[ \t]*"
-    r"""(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([!#$%&'*+.^_`|~0-9a-z-]+))(?=[ \t]*(?:;|$))""",
-    re.IGNORECASE,
+_TYPE = re.compile(r"[ \t]*multipart/form-data(?=[ \t]*(?:;|$))", re.IGNORECASE)
+_PARAMETER, _TYPE_PARAMETER = (
+    re.compile(
+        r"[ \t]*;[ \t]*([a-z0-9_*-]+)[ \t]*=[ \t]*"
+        rf"""(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([!#$%&'*+.^_`|~0-9a-z{more}-]+))(?=[ \t]*(?:;|$))""",
+        re.IGNORECASE,
+    )
+    for more in ("", "()/:=?,")
 )
+"""Of a disposition, and of a type, where not all clients quote what boundaries may have."""
+
+_CHARSET = re.compile(r"""charset[^=;]*=[ \t]*"?([^";]*)""", re.IGNORECASE)
+_PLAIN_CHARSET = re.compile(
+    r"utf[-_]?8|(?:us-)?ascii|latin-?1|iso[-_]?8859[-_][0-9]{1,2}|(?:windows-|cp)125[0-9]", re.IGNORECASE
+)
+"""Encodings in which ASCII is ASCII: names of fields that matter are the same in all of them."""
+
+
+def check_type(content_type: str | None, body: Body) -> None:
+    """Refuse a form that its content type has engines read in another way than it is read here.
+
+    Args:
+        content_type: Of the request; None if it has none, which engines refuse.
+        body: The whole body.
+
+    Raises:
+        RouterError: INVALID_REQUEST.
+    """
+    if content_type is None:
+        return
+    parameters = _parameters_of(content_type, _TYPE, _TYPE_PARAMETER)
+    boundary = parameters.get("boundary", "")
+    if not boundary or "\\" in boundary or any("*" in name for name in parameters):
+        raise _refused("content-type must be multipart/form-data with a boundary, once and plain")
+    if bytes(body[: len(boundary) + 4]) != f"--{boundary}\r\n".encode():
+        raise _refused("the request body does not begin with the boundary of its content-type")
+    if not _is_plain(parameters.get("charset", "utf-8")):
+        raise _refused("the charset of content-type is not accepted; accepted: utf-8")
+
+
+def _is_plain(charset: str) -> bool:
+    return _PLAIN_CHARSET.fullmatch(charset.strip()) is not None
 
 
 class Upload(NamedTuple):
@@ -118,6 +158,8 @@ class Form:
                 except UnicodeDecodeError:
                     if part.name == "model":
                         raise _refused("model is not UTF-8", "model") from None
+        if not _is_plain(str(values.get(_CHARSET_FIELD, "utf-8"))):
+            raise _refused(f"{_CHARSET_FIELD} is not accepted; accepted: utf-8", _CHARSET_FIELD)
         return values
 
     def rewritten(self, model: str | None, allowed: frozenset[str]) -> bytes | None:
@@ -213,7 +255,7 @@ def _split(body: bytes) -> tuple[list[_Part], int]:
 
 def _field_of(headers: bytes, number: int) -> tuple[str, bool]:
     """The name of a part's field, and whether it is a file."""
-    disposition = None
+    disposition, charsets = None, []
     lines = headers.decode("latin-1").split("\r\n", MAX_PART_HEADERS)
     if len(lines) > MAX_PART_HEADERS:
         raise _refused(f"part {number} has more than {MAX_PART_HEADERS} headers")
@@ -226,6 +268,8 @@ def _field_of(headers: bytes, number: int) -> tuple[str, bool]:
                 if disposition is not None:
                     raise _refused(f"part {number} has two names")
                 disposition = value.rstrip(" \t")
+            case "content-type":
+                charsets += _CHARSET.findall(value)
             case "content-transfer-encoding":
                 if value.strip().lower() not in _PLAIN_ENCODINGS:
                     raise _refused(f"part {number} is encoded; accepted: binary")
@@ -234,18 +278,22 @@ def _field_of(headers: bytes, number: int) -> tuple[str, bool]:
     if name is None or "\\" in name or any(key.startswith("name*") for key in parameters):
         raise _refused(f"part {number} has no name, or one that is not plain text")
     is_file = any(key == "filename" or key.startswith("filename*") for key in parameters)
+    if not is_file and not all(map(_is_plain, charsets)):
+        raise _refused(f"the charset of part {number} is not accepted; accepted: utf-8")
     try:
         return name.encode("latin-1").decode(), is_file
     except UnicodeDecodeError:
         raise _refused(f"the name of part {number} is not UTF-8") from None
 
 
-def _parameters_of(disposition: str) -> dict[str, str]:
-    """By name in lower case, quotes taken off; none where parsers could read it otherwise."""
+def _parameters_of(
+    header: str, begins: re.Pattern[str] = _DISPOSITION, parameter: re.Pattern[str] = _PARAMETER
+) -> dict[str, str]:
+    """By name in lower case, quotes taken off; none where parsers could read the header otherwise."""
     parameters: dict[str, str] = {}
-    found = _DISPOSITION.match(disposition)
-    while found is not None and found.end() < len(disposition):
-        found = _PARAMETER.match(disposition, found.end())
+    found = begins.match(header)
+    while found is not None and found.end() < len(header):
+        found = parameter.match(header, found.end())
         if found is None or len(parameters) >= MAX_PARAMETERS:
             return {}
         key = found[1].lower()

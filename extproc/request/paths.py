@@ -39,6 +39,7 @@ ADMIN_PATHS: frozenset[str] = frozenset(
         "/update_weights",
         "/get_world_size",
         "/kv_event_sources",
+        "/fault_tolerance",
         # what both say of themselves and their other clients
         "/metrics",
         "/server_info",
@@ -65,6 +66,7 @@ ADMIN_PATHS: frozenset[str] = frozenset(
         "/update_weights_from_ipc",
         "/update_weight_version",
         "/weights_checker",
+        "/post_process_weights",
         "/release_memory_occupation",
         "/resume_memory_occupation",
         "/load_lora_adapter",
@@ -87,9 +89,18 @@ ADMIN_PATHS: frozenset[str] = frozenset(
         "/prometheus",
         "/perf_metrics",
         "/kv_cache_events",
+        "/release_memory",
+        "/resume_memory",
+        "/steady_clock_offset",
+        "/energy_metrics",
+        "/cluster_info",
+        "/v1/data_transceiver_state",
+        "/_resource_governor",
+        "/_internal",
         # doors to inference by which bodies would pass unread: neither sanitised nor counted
         "/invocations",
         "/generate",
+        "/generate_from_file",
         "/encode",
         "/vertex_generate",
         "/inference",
@@ -126,8 +137,12 @@ def without_slash(path: str) -> str | None:
     return f"{bare[:-1]}{mark}{query}" if bare.endswith("/") else None
 
 
-def loosest(path: str) -> str | None:
+def loosest(path: str, *, keeps_marks: bool = False) -> str | None:
     """What the path could be taken for: decoded to the end, lower case, no `;params`, dot segments, oddities.
+
+    Args:
+        path: As it came, with its query string or without.
+        keeps_marks: A question mark or hash that was encoded is an oddity; else the path ends there.
 
     Returns:
         The path without trailing slash, `""` for the root; None if that is unknown: it is decoded again and
@@ -141,7 +156,7 @@ def loosest(path: str) -> str | None:
         path = decoded
     else:
         return None
-    path = path.partition("?")[0].partition("#")[0].lower()
+    path = path.lower() if keeps_marks else path.partition("?")[0].partition("#")[0].lower()
     path = _NOISE.sub("", _SLASHES.sub("/", _SEGMENT_PARAMETERS.sub("", path)))
     kept: list[str] = []
     for segment in path.split("/"):

@@ -37,6 +37,13 @@ STEERING_FIELDS: tuple[str, ...] = (
     "bootstrap_host",  # the prefill peer to pull KV from
     "bootstrap_port",
     "bootstrap_room",
+    # TensorRT-LLM, `serve/openai_protocol.py`.
+    "disaggregated_params",  # whose KV to take, from which host, and the state of another's request
+    "prompt_token_ids",  # token ids served in place of the messages,
+    "prompt_token_ids_b64",  # and the same in base64
+    "lora_request",  # an adapter by its path
+    "conversation_params",  # picks the data-parallel rank
+    "agent_hierarchy",  # place in the queue
 )
 """Top-level body fields that steer. Names as the engines read them; matching is case-sensitive, as theirs."""
 

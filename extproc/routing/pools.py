@@ -18,7 +18,7 @@ from extproc.health.tracker import HealthTracker
 from extproc.request.rules import Route
 from extproc.routing.settings import HoldSettings
 from extproc.routing.table import Pool, RoutingTable
-from extproc.values.requests import GENERATING, Operation
+from extproc.values.requests import Operation
 from extproc.values.subsets import Subset
 from metadata_center.types import EndpointKey
 
@@ -33,13 +33,17 @@ _PoolKey = tuple[str, tuple[tuple[str, str], ...], str | None, frozenset[Endpoin
 """Cluster, labels, the model that doubts are about, which endpoint is on trial."""
 
 
+_TOGETHER: Final = frozenset((Operation.CHAT, Operation.TEXT_COMPLETION))
+"""Operations that no engine has one of."""
+
+
 def health_model(model: str, operation: Operation) -> str:
     """What an endpoint may fail at while it serves all else.
 
-    Engines offer generation or the other APIs, each by what the model is: clients that ask for one that an
-    engine does not have say nothing of its model.
+    Engines have APIs by what the model is and by their age: clients that ask for one that an engine does not
+    have say nothing of its model.
     """
-    return model if operation in GENERATING else f"{model} ({operation})"
+    return model if operation in _TOGETHER else f"{model} ({operation})"
 
 
 class Pools:

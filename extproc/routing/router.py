@@ -16,6 +16,7 @@ from hmac import compare_digest
 from typing import Final, Protocol
 
 from extproc.errors import Reason, RouterError
+from extproc.request.multipart import check_type
 from extproc.request.parse import is_form, path_at_engines
 from extproc.request.paths import without_slash
 from extproc.request.reading import BodyRead, ReadOrder
@@ -32,7 +33,7 @@ from extproc.routing.waiting import Loop, RequestQueue
 from extproc.values.choices import Rng
 from extproc.values.deciding import Deciding, Later, Now, Refusal, settle
 from extproc.values.exchange import Body, LineVerdict, PassTo, RefuseAtOnce, RequestHeaders
-from extproc.values.headers import DEBUG_HEADER
+from extproc.values.headers import CONTENT_TYPE, DEBUG_HEADER
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision, Plan
 from metadata_center.sharing.messages import Candidate
@@ -139,6 +140,8 @@ class Router:
 
     def _decide(self, headers: RequestHeaders, body: Body, *, may_read: bool) -> Deciding[Decision]:
         is_form_body = is_form(headers.path)
+        if is_form_body:
+            check_type(headers.headers.get(CONTENT_TYPE), body)
         if not may_read or (len(body) > HEAVY_BYTES if is_form_body else is_heavy(body)):
             if self._readers is not None:
                 return self._read_elsewhere(self._readers, headers, body)

@@ -228,13 +228,13 @@ class RoutingTable:
         if operation is not None:
             return _takes(("POST",), path, request.method)
         named = named_in(request.path)
-        if named is not None:
+        if named is not None and self._may_pass(request.path):
             if request.method in named.methods:
                 return Retrieve(named)
             return _takes(named.methods, "This path", request.method)
         engines = self._default_cluster if self.rules.serves_any else None  # they know what they serve
         reads = request.method in ("GET", "HEAD")
-        if reads and _is_of_models(path) and engines is not None:
+        if reads and _is_of_models(path) and engines is not None and self._may_pass(request.path):
             if engines in self.clusters:
                 return PassTo(Plan(engines), without_slash(request.path))
             error = "The engines that serve models are not known yet."
@@ -271,10 +271,11 @@ class RoutingTable:
 
         Inference in a spelling of its own would pass unread: neither sanitised nor counted.
         """
-        could_be = loosest(path)
-        if could_be is None or operation_of(could_be) is not None:
-            return False
-        return not is_admin(could_be, self._admin_paths)
+        readings = loosest(path), loosest(path, keeps_marks=True)
+        return not any(
+            could_be is None or operation_of(could_be) is not None or is_admin(could_be, self._admin_paths)
+            for could_be in readings
+        )
 
 
 def _takes(methods: tuple[str, ...], path: str, method: str) -> RefuseAtOnce:

@@ -30,3 +30,6 @@ SLO_TPOT_HEADER: Final = "x-slo-tpot-ms"
 
 CONTENT_ENCODING: Final = "content-encoding"
 """How the client's body is compressed."""
+
+CONTENT_TYPE: Final = "content-type"
+"""What the client's body is, and how its parts are told apart."""

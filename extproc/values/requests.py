@@ -35,7 +35,7 @@ class Operation(StrEnum):
 GENERATING: Final = frozenset(
     (Operation.CHAT, Operation.TEXT_COMPLETION, Operation.RESPONSES, Operation.MESSAGES)
 )
-"""Operations of one kind of model: it has all of them or none."""
+"""Operations of one kind of model, which answers them with objects or events."""
 
 COMPUTING_NOTHING: Final = frozenset(
     (Operation.COUNT_TOKENS, Operation.INPUT_TOKENS, Operation.TOKENIZE, Operation.DETOKENIZE)

@@ -22,6 +22,8 @@ from tests.e2e.harness import Behaviour
 
 ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerError", "code": 500}}
 LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
+LONG = TOKEN * 500
+"""Events that fill more than is kept of either end of an answer."""
 USAGE = {"prompt_tokens": 9, "completion_tokens": 0}
 
 
@@ -85,6 +87,9 @@ class Case:
 CASES = {
     "chat": Case("chat/completions", events(data(ERROR), DONE), STREAM, "error_in_answer"),
     "late": Case("chat/completions", events(*[TOKEN] * 100, data(ERROR), DONE), STREAM, "error_in_answer"),
+    "in-the-midst": Case(
+        "chat/completions", events(LONG, data(ERROR), LONG, LONG, DONE), STREAM, "error_in_answer"
+    ),
     "next-line": Case(
         "chat/completions",
         events(TOKEN, b'data: {"error":\ndata: {"message": "gone",\ndata:  "code": 500}}\n\n'),
@@ -267,6 +272,10 @@ NO_ERRORS = {
     "said-at-length": (
         "chat/completions",
         (TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"'), TOKEN, DONE),
+    ),
+    "said-in-the-midst": (
+        "chat/completions",
+        (LONG, TOKEN.replace(b'"a"', rb'"\n\ndata: {\"error\": {\"type\": \"x\"}}"'), LONG, LONG, DONE),
     ),
     "argument-at-length": (
         "messages",

@@ -333,8 +333,12 @@ async def test_answers_that_are_not_wanted_back(listener: str) -> None:
     """Nothing of them is lost, whether the stream is left early or not; charges end with the request."""
     async with simulators(2, time_scale=0.02) as engines, recording() as recorder:
         clusters = [cluster("sim", map(key_of, engines)), cluster("recorded", [recorder.key])]
-        async with running_picker(clusters, {"models": MODELS}, leave_early=LEFT[listener]) as picker:
+        config = {"models": MODELS, "default_cluster": "recorded"}
+        async with running_picker(clusters, config, leave_early=LEFT[listener]) as picker:
             stack = Picked(picker, engines, recorder)
+            spoofed = {"x-tokenway-request-id": "spoofed", "x-tokenway-owner": "spoofed"}
+            assert (await stack.send("GET", "/info", listener=listener, headers=spoofed)).status == 200
+            assert "spoofed" not in recorder.received.pop().headers.values()
             await _lossless(stack, listener)
             for stream in (False, True):
                 reply = await stack.post(chat("sim", f"usage {stream}", 8, stream), listener=listener)

@@ -26,6 +26,7 @@ from tests.e2e.event_streams import (
 from tests.e2e.harness import (
     Recorder,
     Stack,
+    answer_chat,
     chat,
     cluster,
     eventually,
@@ -100,12 +101,35 @@ async def test_a_replica_that_fails_fast_attracts_no_traffic(pairs: Pairs, name:
     rows, scrape = await stack.rows(), await stack.metrics()
     assert 1 <= reached <= REQUESTS // 4
     assert rows[broken.key]["served_total"] == 0
-    assert rows[broken.key]["doubted_for"] == [name]
+    of_its_own = case.path in ("messages", "responses")
+    assert rows[broken.key]["doubted_for"] == [f"{name} ({case.path})" if of_its_own else name]
     assert rows[healthy.key]["state"] == "healthy"
     assert rows[healthy.key]["served_total"] == REQUESTS - reached
     series = f'tokenway_endpoint_failures_total{{endpoint="{broken.key}",kind="{case.kind}"}}'
     assert sample(scrape, series) == reached
     assert sample(scrape, f'tokenway_endpoint_doubted{{cluster="{name}",endpoint="{broken.key}"}}') == 1
+
+
+async def test_an_api_that_one_replica_lacks_takes_no_other_from_it() -> None:
+    """It is not asked for that again, and answers half of the chats."""
+    balanced = {"rules": [{"cluster": "c"}], "load_balancing": {"algorithm": "round_robin"}}
+    async with engines(2, {"models": {"m": balanced}}) as (stack, (older, newer)):
+        lacks = whole(404, {"detail": "Not Found"})
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return await (lacks if request.path == "/v1/messages" else answer_chat)(request)
+
+        older.behaviour = answer
+        bodies = [conversation(number) | {"stream": False} for number in range(16)]
+        statuses = [(await send(stack, "POST", "/v1/messages", body)).status for body in bodies[:6]]
+        assert sorted(statuses) == [200] * 5 + [404]
+        await stack.settled()
+        older.received.clear()
+        newer.received.clear()
+        for body in bodies[6:]:
+            assert (await post(stack, body)).status == 200
+        assert (len(older.received), len(newer.received)) == (5, 5)
+        assert (await stack.rows())[older.key]["doubted_for"] == ["m (messages)"]
 
 
 @pytest.mark.parametrize("status", [400, 404])

@@ -139,6 +139,25 @@ async def test_no_form_is_refused(plain: Shared) -> None:
     assert plain.recorder.received == []
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data; boundary=gateway; charset=utf-7",
+        "multipart/form-data; boundary=other",
+        "application/x-www-form-urlencoded",
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 3_000_000])
+async def test_a_form_that_engines_would_read_otherwise_reaches_none(
+    plain: Shared, content_type: str, padding: int
+) -> None:
+    """By its content type: Starlette, and with it vLLM, decodes the names of fields as that says."""
+    hidden = form("recorded", b"RIFF" + b"x" * padding, ("+AHAAcgBpAG8AcgBpAHQAeQ-", "-5"))
+    reply = await send(plain.stack, "POST", AUDIO_PATHS[0], hidden, {"content-type": content_type})
+    check(reply, 400, "invalid_request")
+    assert plain.recorder.received == []
+
+
 async def test_a_chunked_form_is_a_form(plain: Shared) -> None:
     """Uploaded in pieces, without a length."""
     body = form("tuned", b"RIFF")

@@ -13,7 +13,19 @@ from aiohttp import web
 
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import Behaviour, Reply, eventually, send
-from tests.e2e.usage_cases import BODIES, CHAT, LONG, REPORTED, STREAMS, UNKNOWN, USAGE, WHOLE, dumped, token
+from tests.e2e.usage_cases import (
+    BODIES,
+    CHAT,
+    DONE,
+    LONG,
+    REPORTED,
+    STREAMS,
+    UNKNOWN,
+    USAGE,
+    WHOLE,
+    dumped,
+    token,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -164,3 +176,23 @@ async def test_unknown_usage_is_counted(plain: Shared, reason: str, coding: str,
     assert reply.status == 200
     assert await reported(plain) == UNKNOWN
     assert await count() == before + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("bad", [b"\xff", b"\xe2\x82", b"\xed\xa0\x80", b"\0", b"\x1f"])
+async def test_bytes_that_are_no_text_cost_nobody_an_ending(plain: Shared, bad: bytes, stream: bool) -> None:
+    """They are in one engine's usage; Envoy reports other requests' endings in the same message."""
+    usage = dumped(USAGE | {"name": "@"}).replace(b"@", bad)
+    body = b'{"choices":[],"usage":' + usage + b"}"
+    sent = b"data: " + body + b"\n\n" + DONE if stream else body
+    kind = "text/event-stream" if stream else "application/json"
+    plain.recorder.behaviour = answering(sent, content_type=kind)
+    others = [
+        send(plain.stack, "POST", CHAT, {"model": "sim", "max_tokens": 3, **BODIES[CHAT]}) for _ in range(4)
+    ]
+    replies = await asyncio.gather(ask(plain, stream=stream), *others)
+    assert [reply.status for reply in replies] == [200] * 5
+    assert replies[0].body == sent
+    await plain.stack.settled()
+    endings = [record["outcome"]["ended"] for record in await plain.stack.last(5)]
+    assert endings == ["completed"] * 5

@@ -50,6 +50,13 @@ class Served:
             request_serializer=als_pb2.StreamAccessLogsMessage.SerializeToString,
             response_deserializer=als_pb2.StreamAccessLogsResponse.FromString,
         )
+        self._log_raw = channel.stream_unary(
+            STREAM_ACCESS_LOGS, response_deserializer=als_pb2.StreamAccessLogsResponse.FromString
+        )
+
+    async def log_raw(self, message: bytes) -> None:
+        """Envoy's access log says this, serialised already."""
+        await self._log_raw(iter([message]))
 
     def call(self) -> Any:
         """A new HTTP request's stream."""
@@ -109,6 +116,20 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         await server.start()
         yield served
     await server.stop(None)
+
+
+async def test_an_ending_with_what_is_no_text_loses_no_other(served: Served) -> None:
+    """One engine's answer had it; the endings of everybody else came in the same message, and are taken."""
+    for request_id in ("r1", "r2", "r3"):
+        await served.decided(request_id, chat("x" * 1000))
+    message = als_pb2.StreamAccessLogsMessage()
+    for request_id in ("r1", "r2", "r3"):
+        common = message.http_logs.log_entry.add().common_properties
+        common.access_log_type = accesslog_pb2.DownstreamEnd
+        common.custom_tags.update({"rid": request_id, "owner": OWNER, "other": f"@@@{request_id}"})
+    raw = message.SerializeToString().replace(b"@@@r2", b"\xff\xfe\xff\xff\xff")
+    await served.log_raw(raw)
+    assert served.load() == [(0, 0, 0)] * len(KEYS)
 
 
 async def test_a_stream_is_decided_watched_and_left(served: Served) -> None:

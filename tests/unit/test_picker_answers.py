@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.accesslog.usage import UNKNOWN, Usage
+from extproc.picker import reading
 from extproc.picker.answer import HEAD_BYTES, TAIL_BYTES, PassingAnswer
-from extproc.picker.reading import Told
+from extproc.picker.reading import NOTHING, Told, read_answer
 from tests.e2e.answer_cases import NO_ERRORS, NO_ERRORS_IN_JSON, ROLE, chat_event
 from tests.e2e.event_streams import DONE, MESSAGES, PING, RESPONSES, TOKEN, by_cr, data, typed
 from tests.e2e.usage_cases import REPORTED, STREAMS, WHOLE, dumped, event
@@ -26,9 +28,10 @@ NULL = b'data: {"choices": [{"delta": {"content": "\\"usage\\": {"}}], "usage": 
 def told(*chunks: bytes, content_type: str | None = EVENTS) -> Told:
     """Of an answer in these chunks."""
     answer = PassingAnswer()
+    answer.begins(content_type, is_encoded=False)
     for chunk in chunks:
         answer.add(chunk)
-    return answer.told(content_type)
+    return answer.told()
 
 
 def pieces(body: bytes, size: int) -> Iterator[bytes]:
@@ -41,11 +44,12 @@ def pieces(body: bytes, size: int) -> Iterator[bytes]:
 def test_usage_is_found_wherever_the_stream_is_cut(at: int) -> None:
     """After megabytes, and before events that have none."""
     answer = PassingAnswer()
+    answer.begins(EVENTS, is_encoded=False)
     for _ in range(300):
         answer.add(NULL * 3)
     for chunk in (EVENT[:at], EVENT[at:], NULL, DONE):
         answer.add(chunk)
-    assert answer.told(EVENTS).usage == Usage(7, 10, 3)
+    assert answer.told().usage == Usage(7, 10, 3)
     assert answer.num_bytes == 901 * len(NULL) + len(EVENT) + len(DONE)
 
 
@@ -94,20 +98,22 @@ def test_an_answer_without_a_type_is_known_by_its_beginning(body: bytes, kind: s
     assert told(body, content_type=kind).usage == Usage(7, 10, 3)
 
 
-def test_what_is_kept_of_an_answer_is_bounded() -> None:
+@pytest.mark.parametrize("kind", [EVENTS, JSON])
+def test_what_is_kept_of_an_answer_is_bounded(kind: str) -> None:
     """One chunk or many; usage that is in neither end is not looked for."""
     answer = PassingAnswer()
+    answer.begins(kind, is_encoded=False)
     answer.add(b"x" * (5 << 20))
     answer.add(EVENT)
     for _ in range(1000):
         answer.add(b"y" * 1000)
         assert len(answer._tail) <= 2 * TAIL_BYTES
         assert len(answer._head) <= HEAD_BYTES
-    assert answer.told(EVENTS).usage == UNKNOWN
+    assert answer.told().usage == UNKNOWN
 
 
 ERROR = {"message": "gone '}' in {", "type": "InternalServerError", "code": 500}
-LONG_ERROR = data({"error": {"message": "gone " * 9_000, "code": 500}})
+LONG_ERROR = data({"error": {"message": "gone " * 20_000, "code": 500}})
 FAILING: dict[str, tuple[str, bytes, str]] = {
     "event": (EVENTS, TOKEN + data({"error": ERROR}) + DONE, "InternalServerError 500"),
     "late": (EVENTS, TOKEN * 1_000 + data({"error": ERROR}) + DONE, "InternalServerError 500"),
@@ -195,6 +201,65 @@ def test_errors_are_seen(case: str, size: int) -> None:
     assert told(*pieces(body, size), content_type=kind).error == expected
 
 
+IN_THE_MIDST: dict[str, tuple[bytes, str]] = {
+    case: (body, expected)
+    for case, (kind, body, expected) in FAILING.items()
+    if kind == EVENTS and expected not in ("truncated", "empty", "unlike")
+}
+FILLER = TOKEN * 500
+"""More than is kept of either end."""
+
+
+@pytest.mark.parametrize("size", [1 << 30, 20_000, 5_000, 37])
+@pytest.mark.parametrize("case", IN_THE_MIDST)
+def test_errors_in_the_midst_of_a_long_stream_are_seen(case: str, size: int) -> None:
+    """Though the stream goes on for long, as with our own Envoy."""
+    body, expected = IN_THE_MIDST[case]
+    for ended in (FILLER + body + FILLER + DONE, b"".join(by_cr(FILLER, body, FILLER, DONE))):
+        assert told(*pieces(ended, size)).error == expected
+        assert told(*pieces(ended, size), content_type=None).error == expected
+
+
+@given(
+    st.lists(st.integers(0, 15_000), max_size=12),
+    st.integers(0, 15_000),
+    st.lists(st.integers(0, 15_000), max_size=12),
+    st.integers(50, 40_000),
+)
+def test_errors_are_seen_wherever_they_stand(
+    before: list[int], padding: int, after: list[int], size: int
+) -> None:
+    """However long events are and however they are cut: in the words of the first one."""
+    others = [
+        [data({"choices": [{"delta": {"content": "x" * n}}]}) for n in each] for each in (before, after)
+    ]
+    first = data({"error": {"message": "y" * padding, "type": "api_error", "code": 500}})
+    stream = b"".join([*others[0], first, *others[1], data({"error": {"code": 501}}), DONE])
+    assert told(*pieces(stream, size)).error == "api_error 500"
+
+
+def test_of_a_compressed_answer_nothing_is_read() -> None:
+    """Its bytes mean something else."""
+    answer = PassingAnswer()
+    answer.begins(EVENTS, is_encoded=True)
+    answer.add(FILLER + data({"error": ERROR}) + FILLER * 2)
+    assert answer.told() == NOTHING
+
+
+def test_events_that_speak_of_errors_are_looked_at_up_to_a_bound() -> None:
+    """An engine cannot make a long chunk cost more than its bytes do."""
+    seen: list[str] = []
+
+    def counted(event: Any) -> None:
+        seen.append(event.data)
+
+    many = b'data: "error"\n\n' * 20_000
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reading, "_error_of_event", counted)
+        told(many)
+    assert 256 < len(seen) < 10_000
+
+
 ANSWERS: dict[str, tuple[str, bytes]] = {
     "text": (
         EVENTS,
@@ -232,6 +297,14 @@ def test_what_looks_like_an_error_and_is_an_answer(case: str, size: int) -> None
     assert told(*pieces(body, size), content_type=kind).error is None
 
 
+@pytest.mark.parametrize("size", [1 << 30, 20_000, 5_000, 37])
+@pytest.mark.parametrize("case", [case for case, (kind, _) in ANSWERS.items() if kind == EVENTS])
+def test_what_looks_like_an_error_in_the_midst_of_a_long_stream(case: str, size: int) -> None:
+    """The same, where it is let go while the stream goes on."""
+    body = ANSWERS[case][1]
+    assert told(*pieces(FILLER + body + b"\n\n" + FILLER + DONE, size)).error is None
+
+
 _WORDS = (
     *("{", "}", "[", "]", '"', "\\", ":", ",", " ", "\n", "\r", "\n\n", "data:", "event:", "error", "[DONE]"),
     *('"error"', '"usage"', '"status"', '"failed"', '"type"', '"choices"', '"ping"'),
@@ -243,3 +316,17 @@ _WORDS = (
 def test_any_text_gives_a_value(text: str, kind: str | None) -> None:
     """However it is made."""
     assert isinstance(told(*pieces(text.encode(), 5_000), content_type=kind), Told)
+
+
+@pytest.mark.parametrize("kind", [EVENTS, JSON])
+@pytest.mark.parametrize("text", ["\n ", "data:\n ", "\n\t\t", "\n{ ", '\n{"error":{ '])
+def test_a_long_text_is_looked_through_once(kind: str, text: str) -> None:
+    """A million blank lines: whatever begins anew at each of them takes hours."""
+    many = text * 1_000_000 + "error"
+    assert isinstance(read_answer(kind, many, many[-64:], is_cut=True), Told)
+
+
+def test_an_error_behind_blanks_is_one() -> None:
+    """Of whole answers, however they begin."""
+    head = ' \n\n {"error": {"message": "' + "long " * 4_000
+    assert read_answer(JSON, head, '"}}', is_cut=True).error is not None

@@ -425,6 +425,10 @@ def test_an_access_log_can_find_its_way_back() -> None:
     said = headers_set(message)
     assert said == {DESTINATION: "10.0.0.1:80", "x-tokenway-request-id": "id", "x-tokenway-owner": "0.w"}
     assert not said.keys() & set(message.request_headers.response.header_mutation.remove_headers)
+    passed = pb.ProcessingResponse.FromString(made.pass_to(PassTo(decision("10.0.0.1:80").plan)))
+    removed = set(passed.request_headers.response.header_mutation.remove_headers)
+    assert removed >= {"x-tokenway-request-id", "x-tokenway-owner"}  # a client's: nothing was decided
+    assert headers_set(passed) == {DESTINATION: "10.0.0.1:80"}
 
 
 NAMES = Renamed('the "client\'s" ü', "engine")

@@ -54,6 +54,28 @@ def test_media_do_not_make_text_dear() -> None:
     assert ratio.ratio == pytest.approx(0.25, rel=0.01)
 
 
+def test_one_prompt_is_not_everybodys_estimate() -> None:
+    """Megabytes of blanks, which make next to no tokens, move the estimate by a seventh at most."""
+    ratio = TokensPerByte()
+    for _ in range(200):
+        ratio.learn(4_000, 1_000)
+    ratio.learn(8_000_000, 8_000_000 // 64)
+    assert ratio.estimate(4_000) >= 850
+    for _ in range(100):
+        ratio.learn(4_000, 1_000)
+    assert ratio.estimate(4_000) == pytest.approx(1_000, rel=0.1)
+
+
+def test_long_prompts_among_short_ones_are_learned_all_the_same() -> None:
+    """Those ten times as long as the mean, the longest that there are, weigh by all of their bytes."""
+    ratio = TokensPerByte()
+    for _ in range(300):
+        for _ in range(9):
+            ratio.learn(1_000, 500)
+        ratio.learn(19_000, 3_800)
+    assert ratio.ratio == pytest.approx((9 * 500 + 3_800) / (9 * 1_000 + 19_000), rel=0.1)
+
+
 @given(st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)), max_size=50))
 def test_the_ratio_stays_within_its_bounds(usage: list[tuple[int, int]]) -> None:
     """Whatever is reported, the ratio stays within 1/64 and 1 and the estimate positive."""

@@ -21,6 +21,7 @@ from extproc.request.multipart import (
     MAX_PARTS,
     Form,
     Upload,
+    check_type,
 )
 from extproc.request.sanitize import STEERING_FIELDS
 
@@ -153,6 +154,15 @@ REFUSED = {
     "two_xargs": body(part(b"vllm_xargs", b"{}"), part(b"vllm_xargs", b"{}")),
     "xargs_huge": body(part(b"vllm_xargs", b'{"a": "' + b"x" * MAX_FIELD_BYTES + b'"}')),
     "folded": body(b'--b\r\nContent-Disposition: form-data;\r\n name="model"\r\n\r\nm\r\n'),
+    "charset_of_a_part": body(
+        b'--b\r\nContent-Disposition: form-data; name="+AHAAcgBpAG8AcgBpAHQAeQ-"\r\n'
+        b"Content-Type: text/plain; charset=utf-7\r\n\r\n1\r\n"
+    ),
+    "second_charset_of_a_part": body(
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n'
+        b'Content-Type: text/plain; charset=utf-8; charset="utf-16"\r\n\r\nm\r\n'
+    ),
+    "charset_of_all": body(part(b"_charset_", b"utf-7"), part(b"model", b"m")),
     "base64": body(
         b'--b\r\nContent-Disposition: form-data; name="model"\r\n'
         b"Content-Transfer-Encoding: base64\r\n\r\nbQ==\r\n"
@@ -166,6 +176,77 @@ def test_what_parsers_might_read_otherwise_is_refused(sent: bytes) -> None:
     message = refusal(sent)
     assert message
     assert "\r" not in message
+
+
+PLAIN_CHARSETS = ("utf-8", "UTF8", "us-ascii", "ISO-8859-1", "latin1", "windows-1252")
+
+
+@pytest.mark.parametrize("charset", PLAIN_CHARSETS)
+def test_encodings_in_which_ascii_is_ascii_are_fine(charset: str) -> None:
+    """Java's clients name one with each part."""
+    kind = f"text/plain; charset={charset}\r\n\r\nm\r\n".encode()
+    sent = body(
+        part(b"_charset_", charset.encode()),
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: ' + kind,
+        AUDIO.replace(b"audio/wav", b"audio/wav; charset=binary") + b"RIFF\r\n",
+    )
+    assert Form(sent).fields()["model"] == "m"
+    check_type(f"multipart/form-data; boundary=b; charset={charset}", sent)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "multipart/form-data; boundary=b",
+        'Multipart/Form-Data ; Boundary = "b"',
+        "multipart/form-data;boundary=b;x=y",
+        'multipart/form-data; charset="UTF-8"; boundary=b',
+    ],
+)
+def test_a_type_that_says_what_the_body_is_passes(content_type: str | None) -> None:
+    """As clients write it."""
+    check_type(content_type, memoryview(body(part(b"model", b"m"))))
+
+
+@pytest.mark.parametrize("boundary", ["----WebKitFormBoundary7MA4YWxk", "=_Part_1:2/3?(4)+,5", "a b"])
+def test_boundaries_are_as_the_standard_has_them(boundary: str) -> None:
+    """With quotes; without them where clients forget them."""
+    sent = body(part(b"model", b"m")).replace(b"--b", b"--" + boundary.encode())
+    check_type(f'multipart/form-data; boundary="{boundary}"', sent)
+    if " " not in boundary:
+        check_type(f"multipart/form-data; boundary={boundary}", sent)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/mixed; boundary=b",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=x",
+        "multipart/form-data; boundary=bb",
+        "multipart/form-data; boundary=b; boundary=x",
+        "multipart/form-data; boundary=b,multipart/form-data; boundary=x",
+        "multipart/form-data; boundary*=utf-8''b",
+        "multipart/form-data; boundary=b; boundary*0=x",
+        'multipart/form-data; boundary="\\b"',
+        "multipart/form-data; boundary=b; charset=utf-7",
+        'multipart/form-data; boundary=b; charset="UTF-16"',
+        "multipart/form-data; boundary=b; charset=cp037",
+        "multipart/form-data; boundary=b; charset=utf-8-sig",
+        "multipart/form-data; boundary=b; charset*=utf-8''utf-7",
+        "multipart/form-data; boundary=b; charset=utf-8; charset=utf-7",
+    ],
+)
+def test_a_type_by_which_engines_would_read_other_fields_is_refused(content_type: str) -> None:
+    """Another boundary, or an encoding by which other names are what steers."""
+    with pytest.raises(RouterError) as raised:
+        check_type(content_type, body(part(b"model", b"m")))
+    assert raised.value.reason is Reason.INVALID_REQUEST
 
 
 @pytest.mark.parametrize(

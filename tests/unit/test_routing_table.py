@@ -263,6 +263,10 @@ def test_another_spelling_of_inference_passes_to_no_engine(path: str) -> None:
         "/metrics",
         "/metrics/",
         "/update_weights_from_somewhere",
+        "/release_memory",
+        "/_resource_governor/x",
+        "/_internal/tokenize",
+        "/fault_tolerance/apply",
         "/generate",
         "/invocations",
     ],
@@ -272,6 +276,36 @@ def test_engines_admin_paths_pass_to_no_engine(path: str, method: str) -> None:
     verdict = judge(path, method, default_cluster="other")
     assert isinstance(verdict, RefuseAtOnce)
     assert verdict.error.reason is Reason.UNKNOWN_PATH
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/..%2f..%2fmetrics",
+        "/v1/models/../../metrics",
+        "/v1/models/%2e%2e/..%5cmetrics",
+        "/v1/models/..%252f..%252fmetrics",
+        "/v1/responses/..%2f..%2fmetrics",
+        "/v1/responses/..%5C..%5cmetrics",
+        "/v1/responses/..%2f..%2fsleep%3f/cancel",
+        "/v1/responses/..%2fchat%2fcompletions%3f/input_items",
+        "/v1/responses/..%252f..%252fmetrics",
+        "/v1/models/x%3f/..%2f..%2f..%2fmetrics",
+        "/v1/responses/x%23..%2f..%2f..%2f..%2fsleep/cancel",
+    ],
+)
+def test_what_passes_by_a_name_is_no_other_path(path: str, method: str) -> None:
+    """A gateway that is not ours may leave dots and escapes in it, which what is before an engine reads."""
+    rules = RuleTable([ModelRules("*", (Rule("other"),))])
+    of_any = RoutingTable(
+        rules, {CLUSTER: (), "other": ()}, ("*",), "other", frozenset(), slots_of, loaded_unix_s=0.0
+    )
+    verdict = of_any.judge(RequestHeaders(method, path, {}, end_of_stream=True))
+    assert isinstance(verdict, RefuseAtOnce)
+    assert verdict.error.status in (404, 405)
+    plain = of_any.judge(RequestHeaders("GET", "/v1/models/org%2Fname", {}, end_of_stream=True))
+    assert plain == PassTo(Plan("other"))
 
 
 def test_an_admin_path_that_is_named_passes_and_no_other() -> None:
