@@ -92,6 +92,7 @@ class Picker:
         self.leaves = leaves
         self._upload_s = upload_s
         self._exchanges: dict[PickExchange, None] = {}
+        self._is_closing = False
 
     @property
     def rpc(self) -> Rpc:
@@ -106,7 +107,13 @@ class Picker:
         """One HTTP request begins."""
         exchange = PickExchange(self, call)
         self._exchanges[exchange] = None
+        if self._is_closing:
+            exchange.turn_away()
         return exchange
+
+    def close(self) -> None:
+        """Take no new streams from now on; those that are open go on."""
+        self._is_closing = True
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -196,6 +203,11 @@ class PickExchange:
     def on_reset(self) -> None:
         """See `Receiver`."""
         self._close(StreamEnding.FINISHED if self._stream.is_answered else StreamEnding.CLOSED)
+
+    def turn_away(self) -> None:
+        """End it before its first message, as a picker does that cannot be reached."""
+        self._close(StreamEnding.CLOSED)
+        self._call.abort(Status.UNAVAILABLE, "stopping")
 
     def tick(self, now_s: float, upload_s: float) -> None:
         """Some time has passed."""
