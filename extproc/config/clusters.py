@@ -28,7 +28,7 @@ from metadata_center.load.counters import MAX_ENDPOINTS
 MAX_CLUSTERS = MAX_ENDPOINTS
 """Bound on clusters: each is one of Envoy's, with endpoints or without."""
 
-MAX_PLACES = 16 * MAX_ENDPOINTS
+MAX_PLACES = 4 * MAX_ENDPOINTS
 """Bound on endpoints where each counts as often as clusters list it: Envoy has it as often."""
 
 _HOST_NAME = re.compile(

@@ -10,11 +10,11 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import yaml
 
-from extproc.config.clusters import ClusterSpec, parse_clusters
+from extproc.config.clusters import MAX_CLUSTERS, ClusterSpec, parse_clusters
 from extproc.config.collisions import collisions
 from extproc.config.document import MAX_PROBLEMS, Document, Location, unknown, without_passwords
 from extproc.config.notation import read_yaml
@@ -32,6 +32,12 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 
 Settings = Mapping[str, Any]
 """A part of a tokenway.yaml, in plain data; what flags of the command say."""
+
+MAX_NAMES: Final = MAX_CLUSTERS
+"""Of models and aliases: as many as clusters, which may each have a model. Envoy gets a cluster for each."""
+
+MAX_RULES: Final = 4 * MAX_NAMES
+"""Of all models together."""
 
 NO_SETTINGS: Settings = MappingProxyType({})
 
@@ -95,8 +101,12 @@ def parse(text: str, path: str, settings: Settings = NO_SETTINGS) -> Config:
 
 
 def _valid(document: Document) -> Config:
+    models = document.data.get("models") if isinstance(document.data, dict) else None
+    if isinstance(models, dict) and len(models) > MAX_NAMES:  # more than is worth looking at one by one
+        document.refuse([(("models",), _too_many_names(len(models)))])
     config = document.validated(Config)
     problems = [
+        *_too_many(config),
         *_names_given_twice(config),
         *_headers_that_never_arrive(config),
         *collisions(config),
@@ -222,6 +232,18 @@ def json_schema() -> dict[str, Any]:
 
 def _is_of_mesh(config: Config, name: str) -> bool:
     return config.discovery.istio is not None and MeshName.of(name) is not None
+
+
+def _too_many(config: Config) -> list[tuple[Location, str]]:
+    names = sum(1 + len(model.aliases) for model in config.models.values())
+    rules = sum(len(model.rules) for model in config.models.values())
+    texts = [_too_many_names(names)] if names > MAX_NAMES else []
+    texts += [f"{rules} rules; accepted: at most {MAX_RULES}"] if rules > MAX_RULES else []
+    return [(("models",), text) for text in texts]
+
+
+def _too_many_names(names: int) -> str:
+    return f"{names} names of models and aliases; accepted: at most {MAX_NAMES}"
 
 
 def _names_given_twice(config: Config) -> list[tuple[Location, str]]:

@@ -22,11 +22,11 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from extproc.config.clusters import ClusterSpec
 from extproc.config.schema import Config
-from extproc.discovery.resolution import Resolution, host_names, resolved
+from extproc.discovery.resolution import Literals, Resolution, host_names, resolved
 
 GATHER_S = 0.1
 """Of 5 s between two look-ups of a name and 2 s that a change may take."""
@@ -40,11 +40,13 @@ class Version:
         config: With its models filled in.
         clusters: As written.
         files: Names of the files it came from, without their directories.
+        literals: Those of the clusters that have no host names.
     """
 
     config: Config
     clusters: tuple[ClusterSpec, ...]
     files: tuple[str, ...]
+    literals: Literals = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +342,8 @@ class Following:
         return [Apply(held.generation, held.version, resolution, is_new=False)]
 
     def _resolved(self, held: _Held) -> Resolution:
-        return resolved(held.version.clusters, {name: self._names[name].addresses for name in held.names})
+        addresses = {name: self._names[name].addresses for name in held.names}
+        return resolved(held.version.clusters, addresses, held.version.literals)
 
     def _forget(self) -> None:
         """Drop names of versions that are gone; open questions about them are void."""

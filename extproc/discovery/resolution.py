@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from extproc.config.clusters import ClusterSpec
@@ -43,22 +44,69 @@ def host_names(clusters: Iterable[ClusterSpec]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def resolved(clusters: Iterable[ClusterSpec], addresses: Mapping[str, Sequence[str]]) -> Resolution:
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A cluster all of whose addresses are literal, and its endpoints, which no answer changes.
+
+    Attributes:
+        cluster: As written.
+        endpoints: Of it.
+    """
+
+    cluster: ClusterSpec
+    endpoints: tuple[Listed, ...]
+
+
+Literals = Mapping[str, Literal]
+"""By the name of the cluster."""
+
+
+def literals(clusters: Iterable[ClusterSpec], before: Literals) -> Literals:
+    """The clusters without host names.
+
+    Args:
+        clusters: As written.
+        before: Those of an earlier file: what is written alike stays the same object, which is quickly seen.
+    """
+    found: dict[str, Literal] = {}
+    for cluster in clusters:
+        known = before.get(cluster.name)
+        if known is not None and known.cluster == cluster:
+            found[cluster.name] = known
+        elif not any(spec.is_host_name for spec in cluster.endpoints):
+            found[cluster.name] = Literal(cluster, _endpoints(cluster, {}))
+    return found
+
+
+def resolved(
+    clusters: Iterable[ClusterSpec],
+    addresses: Mapping[str, Sequence[str]],
+    known: Literals = MappingProxyType({}),
+) -> Resolution:
     """The endpoints of clusters.
 
     Args:
         clusters: As written.
         addresses: IP addresses of host names; a name that is missing has none.
+        known: Those of these clusters whose endpoints are known.
     """
-    by_name: dict[str, tuple[Listed, ...]] = {}
-    for cluster in clusters:
-        endpoints: dict[Address, Listed] = {}
-        for spec in cluster.endpoints:
-            for host in addresses.get(spec.address, ()) if spec.is_host_name else (spec.address,):
-                address = Address.of(host, spec.port)
-                endpoints.setdefault(
-                    address,
-                    Listed(str(address), address, spec.weight, spec.labels, spec.metadata, spec.draining),
-                )
-        by_name[cluster.name] = tuple(endpoints.values())
-    return Resolution(by_name)
+    return Resolution(
+        {
+            cluster.name: literal.endpoints
+            if (literal := known.get(cluster.name)) is not None
+            else _endpoints(cluster, addresses)
+            for cluster in clusters
+        }
+    )
+
+
+def _endpoints(cluster: ClusterSpec, addresses: Mapping[str, Sequence[str]]) -> tuple[Listed, ...]:
+    endpoints: dict[Address, Listed] = {}
+    for spec in cluster.endpoints:
+        for host in addresses.get(spec.address, ()) if spec.is_host_name else (spec.address,):
+            address = Address.of(host, spec.port)
+            endpoints.setdefault(
+                address,
+                Listed(str(address), address, spec.weight, spec.labels, spec.metadata, spec.draining),
+            )
+    return tuple(endpoints.values())

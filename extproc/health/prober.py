@@ -6,8 +6,9 @@ Rules:
        half of the 64 at most, so that they do not keep the others from being probed. Those that are due
        together are spread over a nap, for a probe takes 0.2 to 0.4 ms to be sent.
     2. A probe is GET `settings.path`. Any failure of it is a failed probe, never an exception of the loop.
-       A time-out while this process itself stood still proves nothing, and is no result. Whatever `/metrics`
-       holds, it is a reading or none, never a lost probe.
+       A time-out while this process itself stood still proves nothing, and is no result; nor is a probe
+       that could not be sent, for this process, or its machine, has no files or memory left. Whatever
+       `/metrics` holds, it is a reading or none, never a lost probe.
     3. `/metrics` is read only after a good probe: the first one, before an ejected endpoint
        recovers, and every few seconds. An engine that says it sleeps does not recover.
 """
@@ -17,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
-from errno import ECONNREFUSED
+from errno import ECONNREFUSED, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -52,8 +53,18 @@ _TICK_S = 0.25
 """Longest nap of the loop, and the time over which the probes that are due then are started: a probe may be
 late by both. A twentieth of the default interval, each."""
 
+_OWN_TROUBLE: Final = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
+"""Errors that say nothing of the endpoint that was to be probed."""
+
+_QUIET_S: Final = 60.0
+"""Between two lines of the log about probes that cannot be sent."""
+
 _KEEP_ALIVE_S = 4.0
 """Idle connections older than this are not reused: vLLM closes them after 5.0 s (uvicorn's default)."""
+
+
+class _NotSentError(Exception):
+    """A probe could not be sent; says why."""
 
 
 class Prober:
@@ -101,7 +112,7 @@ class Prober:
         self._raised: set[EndpointKey] = set()
         self._probes: dict[EndpointKey, asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
-        self._stood_still_s = float("-inf")
+        self._stood_still_s = self._quiet_until_s = float("-inf")
 
     def _base(self, key: EndpointKey) -> str:
         return f"{'https' if self._tls_of(key) else 'http'}://{self._addresses[key]}"
@@ -229,6 +240,8 @@ class Prober:
             if failure is None and facts is None and key in self._asleep:
                 failure = "asleep when /metrics last answered"
             self._report(key, failure, how, facts, took_s)
+        except _NotSentError as error:
+            self._not_sent(key, str(error))
         except Exception as error:  # a bug here or in a callback must not end all probing
             # With its trace once; then a line each would be many a second for as long as the bug is there.
             level = logging.DEBUG if key in self._raised else logging.ERROR
@@ -237,13 +250,25 @@ class Prober:
         else:
             self._raised.discard(key)
 
+    def _not_sent(self, key: EndpointKey, why: str) -> None:
+        """Rule 2: nothing is known of it, and it is asked again when one that failed would be."""
+        now_s = self._clock()
+        self._first_probe_s[key] = now_s + self._settings.recovery_interval_s
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + _QUIET_S
+            logger.error("probes cannot be sent", extra={"problem": why})
+
     def _finished(self, key: EndpointKey, _: asyncio.Task[None]) -> None:
         self._probes.pop(key, None)
 
     async def _health(
         self, session: aiohttp.ClientSession, key: EndpointKey, timeout_s: float
     ) -> tuple[str | None, ProbeFailure]:
-        """One probe; None if it succeeded, else why not, and what kind of failure that is."""
+        """One probe; None if it succeeded, else why not, and what kind of failure that is.
+
+        Raises:
+            _NotSentError: It could not be sent.
+        """
         url = f"{self._base(key)}{self._settings.path}"
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
@@ -256,7 +281,8 @@ class Prober:
         except TimeoutError:
             return "timeout", ProbeFailure.TIMEOUT
         except aiohttp.ClientConnectorError as error:
-            # Others, such as too many open files, may be our own trouble.
+            if error.errno in _OWN_TROUBLE:
+                raise _NotSentError(error.strerror) from error
             is_refused = error.errno == ECONNREFUSED
             return type(error).__name__, ProbeFailure.REFUSED if is_refused else ProbeFailure.OTHER
         except Exception as error:  # aiohttp's, the system's, or what neither foresaw of an answer

@@ -44,6 +44,7 @@ class LogWriter(logging.Handler):
 
     Attributes:
         lost: Lines that were lost and not told of yet.
+        lost_in_all: Lines that were lost since the start.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -60,7 +61,9 @@ class LogWriter(logging.Handler):
         self._thread: threading.Thread | None = None
         self._is_idle = threading.Event()
         self._is_idle.set()
+        self._telling = 0  # lines that were lost, as the line says that is written now
         self.lost = 0
+        self.lost_in_all = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or keep it; waits for nobody."""
@@ -74,7 +77,7 @@ class LogWriter(logging.Handler):
                 notice = self._notice() if self.lost else b""
                 written = self._written(notice + line)
                 if written is None:
-                    self.lost += 1
+                    self._lose(1)
                     return
                 if written:
                     line = (notice + line)[written:]
@@ -129,7 +132,7 @@ class LogWriter(logging.Handler):
 
     def _keep(self, line: bytes) -> None:
         if self._waiting_bytes + len(line) > MOST_WAITING_BYTES:
-            self.lost += 1
+            self._lose(1)
             return
         self._waiting.append(line)
         self._waiting_bytes += len(line)
@@ -139,7 +142,7 @@ class LogWriter(logging.Handler):
             try:
                 self._thread.start()
             except RuntimeError:  # the system has no more threads
-                self.lost += len(self._waiting)
+                self._lose(len(self._waiting))
                 self._waiting.clear()
                 self._waiting_bytes = 0
                 self._end()
@@ -149,7 +152,8 @@ class LogWriter(logging.Handler):
             with self._guard:
                 if not self._waiting and self.lost:
                     self._waiting.append(self._notice())
-                    self._waiting_bytes, self.lost = len(self._waiting[0]), 0
+                    self._waiting_bytes = len(self._waiting[0])
+                    self._telling, self.lost = self.lost, 0
                 if not self._waiting:
                     self._end()
                     return
@@ -158,8 +162,10 @@ class LogWriter(logging.Handler):
             with self._guard:
                 self._waiting.popleft()
                 self._waiting_bytes -= len(line)
+                told, self._telling = self._telling, 0
                 if left:  # refused: the next line tries again
-                    self.lost += 1
+                    self.lost += told
+                    self._lose(0 if told else 1)
                     self._is_cut |= len(left) < len(line)
                     if not self._waiting:
                         self._end()
@@ -177,6 +183,10 @@ class LogWriter(logging.Handler):
             if not written:
                 _is_writable(self._descriptor, None)
         return line
+
+    def _lose(self, lines: int) -> None:
+        self.lost += lines
+        self.lost_in_all += lines
 
     def _end(self) -> None:
         """Nothing waits."""
@@ -197,6 +207,11 @@ def _is_writable(descriptor: int, wait_ms: int | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(wait_ms))
+
+
+def lines_lost(handler: logging.Handler) -> int:
+    """How many a handler of `log_handler` has lost since the start."""
+    return handler.lost_in_all if isinstance(handler, LogWriter) else 0
 
 
 def log_handler() -> logging.Handler:

@@ -84,6 +84,7 @@ class Processor:
         self.decider = decider
         self.dialect = dialect
         self._want_first_chunk = want_first_chunk
+        self._is_closing = False
         self.streams_active = 0
 
     @property
@@ -94,7 +95,14 @@ class Processor:
     def open(self, call: Call) -> Exchange:
         """One HTTP request's stream."""
         self.streams_active += 1
-        return Exchange(self, call, first_chunk=self._want_first_chunk())
+        exchange = Exchange(self, call, first_chunk=self._want_first_chunk())
+        if self._is_closing:
+            exchange.turn_away()
+        return exchange
+
+    def close(self) -> None:
+        """Take no new streams from now on, so that Envoy asks another worker; those that are open go on."""
+        self._is_closing = True
 
     def ended(self, phase: Phase, how: StreamEnding) -> None:
         """A stream ended in `phase`."""
@@ -133,6 +141,11 @@ class Exchange:
         self._request: RequestHeaders | None = None
         self._awaited: Awaited | None = None
         self._is_over = False
+
+    def turn_away(self) -> None:
+        """End it before its first message, as a worker does that cannot be reached."""
+        self._end(self._phase, StreamEnding.CLOSED)
+        self._call.abort(Status.UNAVAILABLE, "stopping")
 
     def on_message(self, message: Received) -> None:
         """See `Receiver`."""

@@ -90,6 +90,7 @@ class AdminPort:
             else:
                 self._app.router.add_route(page.method, page.path, handler)
         self._runner: web.AppRunner | None = None
+        self._site: web.SockSite | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -108,10 +109,26 @@ class AdminPort:
             self.port = self._runner.addresses[0][1]
             return
         self._place.unlink(missing_ok=True)
+        await self._listen(self._runner, self._place)
+
+    async def renew(self) -> None:
+        """Listen anew at a socket whose name leads nowhere. Raises OSError if that cannot be."""
+        if self._runner is not None and isinstance(self._place, Path):
+            before = self._site
+            await self._listen(self._runner, self._place)
+            if before is not None:
+                await before.stop()
+
+    async def _listen(self, runner: web.AppRunner, path: Path) -> None:
         listening = socket.socket(socket.AF_UNIX)
-        with closed_to_others():
-            listening.bind(str(self._place))
-        await web.SockSite(self._runner, listening).start()
+        try:
+            with closed_to_others():
+                listening.bind(str(path))
+        except OSError:
+            listening.close()
+            raise
+        self._site = web.SockSite(runner, listening)
+        await self._site.start()
 
     async def stop(self) -> None:
         """Close the port."""

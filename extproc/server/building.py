@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from extproc.observing.ignored_headers import IgnoredHeaders
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.family import Values
 from extproc.observing.metrics.kv_events import event_values
-from extproc.observing.metrics.process import StallCause
+from extproc.observing.metrics.process import StallCause, process_values
 from extproc.observing.metrics.sharing import sharing_values
 from extproc.observing.request_log import RequestLog
 from extproc.protocol.bootstrap_dialect import BootstrapDialect
@@ -59,12 +60,14 @@ from extproc.server.metrics_ports import metrics_ports
 from extproc.server.parts import Part, Parts
 from extproc.server.pending_settings import PendingSettings
 from extproc.server.picking import Picking, picking_of
-from extproc.server.publishing import Encode, Preparation
+from extproc.server.preparing import CompiledRules
+from extproc.server.publishing import Encode, KindsPreparation
 from extproc.server.request_settings import RequestPath, router_settings, routing_table
 from extproc.server.rpc_places import places_of
 from extproc.server.rpc_server import RpcServer, rpc_server
-from extproc.server.run_dir import Residence, admin_path, home_of, socket_path
+from extproc.server.run_dir import Residence, admin_path, counters_path, home_of, prepare, socket_path
 from extproc.server.sharing import Shared, reserve_by
+from extproc.server.socket_watch import Kept, SocketWatch, kept_of
 from extproc.server.status import Status
 from extproc.server.told_envoys import ToldEnvoys, told_envoys
 from extproc.server.trimming import Trimmer
@@ -118,6 +121,8 @@ def build_worker(
     stalls: Stalls | None = None,
     settings: Settings = NO_SETTINGS,
     encode: Encode = encode_all_here,
+    log_lines_lost: Callable[[], int] = lambda: 0,
+    counters: Path | None = None,
 ) -> Worker:
     """A worker that is ready to start.
 
@@ -128,6 +133,8 @@ def build_worker(
         stalls: Tells of long turns of the loop that the worker will run in; None if nothing watches it.
         settings: What goes before what the file says.
         encode: Makes what Envoy is told of clusters.
+        log_lines_lost: So far.
+        counters: Where the supervisor has the shared counters; None for their place in the run directory.
 
     Raises:
         ConfigError: The configuration cannot be used.
@@ -138,14 +145,15 @@ def build_worker(
     if stalls is not None:
         stalls.add(metrics.stalled)
     kinds = ClusterKinds(encode_here)
-    preparation = Preparation(kinds, encode)
-    configuration = Configuration(path, metrics, owners.apply, settings, preparation, owners.introduce)
+    preparation, rules = KindsPreparation(kinds, encode), CompiledRules()
+    preparations = (preparation, rules)
+    configuration = Configuration(path, metrics, owners.apply, settings, preparations, owners.introduce)
     config = configuration.current
-    site = _site(path, index, supervised, config, registry, metrics, owners)
+    site = _site(path, index, supervised, config, registry, metrics, owners, counters)
     news = News(Listeners(), Listeners(), Listeners(), Listeners(), Listeners())
     known = knowledge(site, news)
     state, follower = known.state, known.kv_event_follower
-    way = _request_way(site, news, known)
+    way = _request_way(site, news, known, rules)
     engines = EngineNews(
         state.scheduling.engines, known.history, state.scheduling.predictor, follower, config
     )
@@ -154,17 +162,27 @@ def build_worker(
     envoys = told_envoys(site, known, kinds, configuration, sources)
     changes = FleetChanges(owners.fleet, state, prober, follower, envoys.publisher, metrics, time.monotonic)
     server = _server(site, way, envoys.ads)
-    picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known())
-    draining = _draining(site, known, way, server, envoys.ads, configuration, picking)
-    answering = OneWorker(_status(site, known, way, configuration, life, changes, sources, envoys.ads))
+    load = known.state.scheduling.load
+
+    def is_busy() -> bool:
+        return bool(way.processor.streams_active or load.in_flight_of_all_workers)
+
+    picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known(), is_busy)
+    draining = _draining(site, known, way, server, envoys.ads, configuration, picking, is_busy)
+    watch = SocketWatch(partial(prepare, site.folder), life.is_ready)
+    answering = OneWorker(
+        _status(site, known, way, configuration, life, changes, sources, envoys.ads, watch, log_lines_lost)
+    )
     admin = AdminPort(PAGES, answering, _admin_place(site))
     _follow_health(site, news, known, engines, changes)
-    _follow_configuration(site, known, way, engines, prober, changes, sources)
+    _follow_configuration(site, known, way, rules, engines, prober, changes, sources)
     owners.settled.add(envoys.settled)
     news.transitions.add(lambda _: envoys.look_soon())
     ports = [] if site.supervised else metrics_ports(config, answering)
     ports = [Part("admin", admin.start, admin.stop), *ports]
-    parts = _parts(site, known, way, configuration, sources, prober, server, picking, envoys, ports)
+    if site.supervised:
+        watch.keep([Kept(admin_path(site.folder, index), admin.renew)])
+    parts = _parts(site, known, way, configuration, sources, prober, server, picking, envoys, ports, watch)
     preparation.prepare(config)
     facts = {"socket": str(socket_path(site.folder, index)), "owner": site.owner, "build": build_kind()}
     return Worker(life, parts, draining.drain, configuration.reload, lambda: admin.port, facts)
@@ -178,18 +196,22 @@ def _site(
     registry: CollectorRegistry,
     metrics: Metrics,
     owners: Owners,
+    counters: Path | None,
 ) -> Site:
     workers, owner = config.server.workers if supervised else 1, f"{index}.{secrets.token_hex(4)}"
     folder = home_of(config, path)
-    return Site(path, index, workers, supervised, folder, owner, config, registry, metrics, owners)
+    shared = counters if counters is not None and counters.exists() else counters_path(folder)
+    return Site(path, index, workers, supervised, folder, shared, owner, config, registry, metrics, owners)
 
 
-def _request_way(site: Site, news: News, known: Knowledge) -> RequestWay:
+def _request_way(site: Site, news: News, known: Knowledge, rules: CompiledRules) -> RequestWay:
     scheduling, ending, met, config = known.state.scheduling, known.state.ending, known.met, site.config
     readers = BodyReaders()
     router = Router(
         scheduling,
-        routing_table(config, site.owners.routable.clusters, scheduling.load.slots, time.time()),
+        routing_table(
+            config, rules.of(config), site.owners.routable.clusters, scheduling.load.slots, time.time()
+        ),
         router_settings(config),
         random.Random(),
         time.monotonic,
@@ -244,7 +266,13 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
     )
 
 
-def _picking(site: Site, news: News, way: RequestWay, is_ready: Callable[[], bool]) -> Picking | None:
+def _picking(
+    site: Site,
+    news: News,
+    way: RequestWay,
+    is_ready: Callable[[], bool],
+    is_busy: Callable[[], bool],
+) -> Picking | None:
     return picking_of(
         site.config,
         site.index,
@@ -255,6 +283,7 @@ def _picking(site: Site, news: News, way: RequestWay, is_ready: Callable[[], boo
         news.entries.notify,
         way.access_log.rpc,
         is_ready,
+        is_busy,
         site.metrics.transport_fault,
     )
 
@@ -267,14 +296,15 @@ def _draining(
     ads: AdsServer,
     configuration: Configuration,
     picking: Picking | None,
+    is_busy: Callable[[], bool],
 ) -> Draining:
-    load = known.state.scheduling.load
     return Draining(
         server,
         ads,
+        way.processor,
         way.waiting,
         way.access_log,
-        lambda: bool(way.processor.streams_active or load.in_flight_of_all_workers),
+        is_busy,
         lambda: configuration.current.server.drain_s,
         picking,
         is_one_of_several=site.workers > 1,
@@ -325,11 +355,14 @@ def _status(
     changes: FleetChanges,
     sources: LiveSources,
     ads: AdsServer,
+    watch: SocketWatch,
+    log_lines_lost: Callable[[], int],
 ) -> Status:
     bus, met = known.bus, known.met
 
     def shared_values() -> Values:
         values = event_values(known.kv_event_follower.stats, known.cache_map.stats)
+        values |= process_values(log_lines_lost(), watch.renewals, are_sockets_in_place=watch.are_in_place)
         if isinstance(met, Shared):
             values.update(sharing_values(met.sync.stats, met.store.live_gateways))
         return values
@@ -376,6 +409,7 @@ def _follow_configuration(
     site: Site,
     known: Knowledge,
     way: RequestWay,
+    rules: CompiledRules,
     engines: EngineNews,
     prober: Prober,
     changes: FleetChanges,
@@ -384,7 +418,7 @@ def _follow_configuration(
     """Connects what applies a configuration, in this order; what none of them reads needs a restart."""
     scheduling, base = known.state.scheduling, site.path.parent
     requests = RequestPath(
-        way.router, way.request_log, site.owners.routable.clusters, scheduling.load.slots, time.time
+        way.router, way.request_log, rules, site.owners.routable.clusters, scheduling.load.slots, time.time
     )
     site.owners.add(
         requests.follow,
@@ -416,10 +450,14 @@ def _parts(
     picking: Picking | None,
     envoys: ToldEnvoys,
     ports: list[Part],
+    watch: SocketWatch,
 ) -> Parts:
     """What starts in this order and stops in the reverse one; no request comes before the configuration."""
     residence = Residence(site.folder, is_alone=not site.supervised)
     supervisor = os.getppid() if site.supervised else None
+    if not site.supervised:
+        watch.keep([Kept(residence.lock_path, residence.renew)])
+    watch.keep(kept_of(server))
     advance, trimmer = known.state.scheduling.running.advance, Trimmer()
     housekeeping = Housekeeping(advance, time.monotonic, supervisor, trimmer.tick)
     parts = [
@@ -434,13 +472,15 @@ def _parts(
     ]
     if known.bus is not None:
         parts.append(Part("bus", known.bus.start, known.bus.stop))
+        watch.keep([Kept(known.bus.path, known.bus.renew)])
     parts += envoys.catching_up
     if known.relay is not None:
         parts.append(Part("entries of other replicas", known.relay.start, known.relay.stop))
     parts.append(Part("server", server.listen, server.close))
     if picking is not None:
         parts.append(Part("picker", picking.start, picking.stop))
+        watch.keep(picking.kept())
     if isinstance(known.met, Shared):
         parts.append(Part("sync", known.met.sync.start, known.met.sync.stop))
     parts.append(Part("housekeeping", housekeeping.start, housekeeping.stop))
-    return Parts([*parts, *ports])
+    return Parts([*parts, *ports, Part("sockets", watch.start, watch.stop)])

@@ -171,13 +171,31 @@ class Bus:
 
     async def start(self) -> None:
         """Listen, and keep connecting to the others."""
-        path = self._path(self._index)
-        path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX)
-        with closed_to_others():
-            listening.bind(str(path))
-        self._server = await asyncio.start_unix_server(self._serve, sock=listening)
+        self.path.unlink(missing_ok=True)
+        await self._listen()
         self._tasks = [asyncio.create_task(self._keep_connected(peer)) for peer in self._peers]
+
+    @property
+    def path(self) -> Path:
+        """Where it listens."""
+        return self._path(self._index)
+
+    async def renew(self) -> None:
+        """Listen anew where the name leads nowhere. Raises OSError if that cannot be."""
+        before = self._server
+        await self._listen()
+        if before is not None:
+            before.close()
+
+    async def _listen(self) -> None:
+        listening = socket.socket(socket.AF_UNIX)
+        try:
+            with closed_to_others():
+                listening.bind(str(self.path))
+        except OSError:
+            listening.close()
+            raise
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening)
 
     async def stop(self) -> None:
         """Close everything."""
@@ -189,7 +207,7 @@ class Bus:
         if self._server is not None:
             self._server.close()
             await asyncio.sleep(0)  # an aborted transport closes its socket one turn later
-            self._path(self._index).unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     def hand_over(self, owner: str, entry: RequestEvent) -> bool:
         """Send the entry to the worker named `owner` (`index.incarnation`); False if there is none such."""

@@ -7,7 +7,8 @@ Rules:
     3. What a configuration needs is prepared off the loop before it is applied; a later reading takes its
        place.
     4. Files that take milliseconds are read on the loop. Larger ones are read in a thread, one reading at a
-       time: requests go on, and what is asked for meanwhile is read once afterwards.
+       time: requests go on, and what is asked for meanwhile is read once afterwards. So it is where readings
+       are asked for faster than every `LEAST_BETWEEN_S`, as by signals without end.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from extproc.discovery.following import (
     Refused,
     Version,
 )
-from extproc.discovery.resolution import Resolution
+from extproc.discovery.resolution import Literals, Resolution, literals
 from extproc.discovery.resolve import ResolveError, addresses_of
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
 from extproc.server.acknowledging import MOST_WAIT_S
-from extproc.server.publishing import Preparation
+from extproc.server.preparing import Preparation
 
 _log = logging.getLogger("tokenway.configuration")
 
@@ -62,6 +63,10 @@ QUICK_JSON_BYTES = 64 * 1024
 """Largest clusters file that is read on the loop: some 10 ms, six hundred endpoints."""
 
 
+LEAST_BETWEEN_S = 0.2
+"""Between two readings: of the time of the loop they take a twentieth at most."""
+
+
 class _NotQuick(Exception):  # noqa: N818 - no error
     """A file is too large to be read on the loop."""
 
@@ -74,7 +79,7 @@ class Configuration:
         metrics: Count every reload.
         apply: Called with each configuration that is good, its addresses resolved; must not fail half-way.
         settings: What goes before what the file says.
-        preparation: What a configuration needs before it is applied; the first one has it.
+        preparations: What a configuration needs before it is applied; the first one has it.
         introduce: Called before with all but the first, and its number; it is to call `introduced` or
             `spurned` later. Without it nothing is waited for.
 
@@ -88,7 +93,7 @@ class Configuration:
         metrics: Metrics,
         apply: Callable[[Config, Resolution], None],
         settings: Settings = NO_SETTINGS,
-        preparation: Preparation | None = None,
+        preparations: Sequence[Preparation] = (),
         introduce: Callable[[int, Config, Resolution], None] | None = None,
     ) -> None:
         self._path = path
@@ -96,9 +101,10 @@ class Configuration:
         self._settings = settings
         self._metrics = metrics
         self._apply = apply
-        self._preparation = preparation
+        self._preparations = tuple(preparations)
         self._following = Following(interval_s=RESOLVE_INTERVAL_S, wait_s=WAIT_S, introduce_s=MOST_WAIT_S)
         self._looks: dict[Path, Look] = {}
+        self._literals: Literals = {}
         self._engine_files = EngineFiles()
         self._first = self._latest = self._read(is_first=True, is_on_loop=False)
         if isinstance(self._first, Refused):
@@ -110,6 +116,8 @@ class Configuration:
         self._applied: asyncio.Future[None] | None = None
         self._slow_reading: asyncio.Task[None] | None = None
         self._is_asked_again = False
+        self._read_s = float("-inf")
+        self._later: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Apply what was read, with the host names that resolve within `WAIT_S`; follow from now on."""
@@ -121,8 +129,9 @@ class Configuration:
     async def stop(self) -> None:
         """Follow no more."""
         await self._watcher.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._later):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -130,18 +139,30 @@ class Configuration:
     def reload(self) -> None:
         """Read the files now; look all host names up and apply what differs in the next turn of the loop.
 
-        Large files are read in a thread, and what differs is applied when they are.
+        Large files are read in a thread, and what differs is applied when they are. A reading that is asked
+        for soon after another comes when `LEAST_BETWEEN_S` are over.
         """
         if self._applied is None or not self._applied.done():
             return  # the start reads them
         if self._slow_reading is not None:
             self._is_asked_again = True
             return
+        if self._later is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._read_s + LEAST_BETWEEN_S:
+            self._later = loop.call_at(self._read_s + LEAST_BETWEEN_S, self._reload_later)
+            return
+        self._read_s = loop.time()
         try:
             self._take(self._read(is_first=False, is_on_loop=True))
         except _NotQuick:
             self._slow_reading = asyncio.create_task(self._read_slowly(), name="configuration")
             self._keep(self._slow_reading)
+
+    def _reload_later(self) -> None:
+        self._later = None
+        self.reload()
 
     async def _read_slowly(self) -> None:
         try:
@@ -157,15 +178,19 @@ class Configuration:
     def _take(self, reading: Version | Refused) -> None:
         self._latest = reading
         self._watcher.watch(self._watched())
-        preparation = self._preparation
-        if preparation is not None and isinstance(reading, Version) and preparation.is_needed(reading.config):
-            self._keep(asyncio.create_task(self._prepared(preparation, reading), name="preparation"))
+        needed = [] if isinstance(reading, Refused) else self._needed(reading.config)
+        if needed and isinstance(reading, Version):
+            self._keep(asyncio.create_task(self._prepared(needed, reading), name="preparation"))
         else:
             # To read a hundred endpoints takes as long as to apply them: requests go on in between.
             asyncio.get_running_loop().call_soon(self._follow, reading)
 
-    async def _prepared(self, preparation: Preparation, reading: Version) -> None:
-        await asyncio.to_thread(preparation.prepare, reading.config)
+    def _needed(self, config: Config) -> list[Preparation]:
+        return [each for each in self._preparations if each.is_needed(config)]
+
+    async def _prepared(self, needed: Sequence[Preparation], reading: Version) -> None:
+        for each in needed:
+            await asyncio.to_thread(each.prepare, reading.config)
         if self._latest is reading:
             self._follow(reading)
 
@@ -233,7 +258,8 @@ class Configuration:
             self._looks = looks
             return Refused(error.path, tuple(error.problems), Path(error.path).name, _names(looks))
         self._looks = looks
-        return Version(self._engine_files.filled(config), clusters, _names(looks))
+        self._literals = literals(clusters, self._literals)
+        return Version(self._engine_files.filled(config), clusters, _names(looks), self._literals)
 
     def _watched(self) -> dict[Path, Look]:
         return {**self._engine_files.looks, **self._looks}

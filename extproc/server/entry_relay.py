@@ -71,7 +71,7 @@ class EntryRelay:
         on_entry: Takes in an entry.
 
     Attributes:
-        dropped: Entries that reached nobody.
+        dropped: Entries that reached nobody, and messages that are none, as of another version.
     """
 
     def __init__(
@@ -179,11 +179,12 @@ class EntryRelay:
 
     async def _hear(self, payloads: AsyncIterator[bytes]) -> None:
         async for payload in payloads:
-            if len(payload) > MAX_MESSAGE_BYTES:
-                continue
             try:
-                letter = _DECODER.decode(payload)
+                letter = _DECODER.decode(payload) if len(payload) <= MAX_MESSAGE_BYTES else None
             except msgspec.MsgspecError:
+                letter = None
+            if letter is None:
+                self.dropped += 1
                 continue
             way = letter.sender, letter.to
             if letter.sender == self._owner or self._heard.get(way, 0) >= letter.number:

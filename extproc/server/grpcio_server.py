@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 
 import grpc
 
@@ -12,6 +15,9 @@ from extproc.transport import grpc_aio
 from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.seam import Rpc
 from metadata_center.files import read_regular
+
+MAX_RENEWALS: Final = 64
+"""Of sockets that were taken away: each is a server more."""
 
 
 def credentials_of(tls: TlsFiles | None) -> grpc.ServerCredentials | None:
@@ -43,22 +49,14 @@ class GrpcServer:
         self._rpcs = tuple(rpcs)
         self._places = places
         self._max_message_bytes = max_message_bytes
-        self._server: grpc.aio.Server | None = None
+        self._servers: list[grpc.aio.Server] = []
 
     async def listen(self) -> None:
         """See `RpcServer`."""
-        server = self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._max_message_bytes),
-                ("grpc.so_reuseport", int(self._places.is_shared)),
-                ("grpc.http2.max_ping_strikes", 0),  # gateways ask each second whether we are there
-            ]
-        )
-        server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
+        server = self._made()
         if self._places.socket is not None:
             self._places.socket.unlink(missing_ok=True)
-            with closed_to_others():
-                server.add_insecure_port(f"unix:{self._places.socket}")
+            self._add_own(server, self._places.socket)
         credentials = credentials_of(self._places.tls)
         for address in self._places.others:
             try:
@@ -72,12 +70,54 @@ class GrpcServer:
 
     async def drain(self, grace_s: float) -> None:
         """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
 
     async def close(self) -> None:
         """See `RpcServer`."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
+        servers, self._servers = self._servers, []
+        if servers:
+            await asyncio.gather(*(server.stop(None) for server in servers))
             take_away(self._places.socket)
+
+    def is_reached(self) -> bool:
+        """See `RpcServer`: gRPC does not say who is connected."""
+        return True
+
+    def sockets(self) -> tuple[Path, ...]:
+        """See `RpcServer`."""
+        return self._places.sockets
+
+    async def renew(self, path: Path) -> None:
+        """See `RpcServer`: by another server, for one that has started takes no further address.
+
+        The one before stays until the end: it would take the socket of that name away when it stops.
+        """
+        if len(self._servers) > MAX_RENEWALS:
+            raise OSError(f"it was made anew {MAX_RENEWALS} times; server.transport: native has no bound")
+        server = self._made()
+        try:
+            if path == self._places.socket:
+                self._add_own(server, path)
+            else:
+                server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            self._servers.remove(server)
+            raise OSError(str(error)) from error
+        await server.start()
+
+    def _made(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._max_message_bytes),
+                ("grpc.so_reuseport", int(self._places.is_shared)),
+                ("grpc.http2.max_ping_strikes", 0),  # gateways ask each second whether we are there
+            ]
+        )
+        server.add_generic_rpc_handlers(grpc_aio.handlers(self._rpcs))
+        self._servers.append(server)
+        return server
+
+    @staticmethod
+    def _add_own(server: grpc.aio.Server, path: Path) -> None:
+        with closed_to_others():
+            server.add_insecure_port(f"unix:{path}")

@@ -28,7 +28,6 @@ from extproc.server.engine_tls import RequestTls
 from extproc.server.entry_relay import EntryRelay
 from extproc.server.hearsay import Hearsay
 from extproc.server.kv_event_follower import KvEventFollower
-from extproc.server.run_dir import counters_path
 from extproc.server.sharing import Alone, Shared, entry_relay, store_of
 from extproc.values.endings import RequestEvent
 from extproc.values.inflight import Inflight
@@ -49,6 +48,7 @@ class Site:
         workers: How many there are.
         supervised: A supervisor serves the admin port and made the shared counters.
         folder: Of the sockets.
+        counters: Where the load of all workers is counted.
         owner: The name that its requests carry.
         config: The settings of the start.
         registry: Of all metrics.
@@ -61,6 +61,7 @@ class Site:
     workers: int
     supervised: bool
     folder: Path
+    counters: Path
     owner: str
     config: Config
     registry: CollectorRegistry
@@ -133,7 +134,7 @@ def knowledge(site: Site, news: News) -> Knowledge:
     event_caches = EventCaches(cache_map, time.time)
     lines = OtherLines()
     hearsay = Hearsay(homes, history, health, lines, time.monotonic, news.freed.notify)
-    counters = SharedCounters(counters_path(site.folder), site.index) if site.supervised else Counters()
+    counters = SharedCounters(site.counters, site.index) if site.supervised else Counters()
     met = store_of(
         config, str(site.path), site.index, counters, history, hearsay.responses, homes.latest, hearsay.line
     )

@@ -18,6 +18,7 @@ from extproc.routing.gateway import Gateway
 from extproc.server.rpc_places import Places, health_places, picker_places
 from extproc.server.rpc_server import RpcServer, rpc_server
 from extproc.server.self_signed import make_self_signed, remove, self_signed_files
+from extproc.server.socket_watch import Kept, kept_of
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.listen_tls import TlsFiles
 from extproc.transport.seam import Rpc
@@ -25,6 +26,9 @@ from extproc.values.endings import RequestEvent
 
 TICK_S = 1.0
 """Between looks at streams that wait for a body or run."""
+
+LOOK_S = 0.05
+"""Between looks at requests whose ends are not told."""
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of one message: Envoy cuts bodies into chunks of at most 1 MiB, and headers are less."""
@@ -48,6 +52,8 @@ class Picking:
         made: The certificate to be made at the start; None makes none.
         others: Methods that are served beside it.
         is_ready: True while the worker takes requests.
+        is_busy: True while a request runs at any worker, or its end is not reported.
+        is_alone: No other worker hears of ends of our requests.
     """
 
     def __init__(
@@ -60,9 +66,15 @@ class Picking:
         made: TlsFiles | None,
         others: Sequence[Rpc],
         is_ready: Callable[[], bool],
+        is_busy: Callable[[], bool],
+        *,
+        is_alone: bool,
     ) -> None:
         self._picker = picker
         self._leave_s = settings.leave_s
+        self._until_s = 0.0
+        self._is_busy = is_busy
+        self._is_alone = is_alone
         self._made = made
         self._health, self._probed = Health(is_ready), Health(is_ready)
         self._server = serve((picker.rpc, *self._health.rpcs, *others), places, MAX_MESSAGE_BYTES)
@@ -80,15 +92,38 @@ class Picking:
             await self._health_server.listen()
         self._ticking = asyncio.create_task(self._tick(), name="picker tick")
 
-    async def drain(self, grace_s: float) -> None:
+    async def leave(self, grace_s: float) -> None:
         """Say that it leaves, take requests for a while still, then give what runs `grace_s` to end.
 
-        Health on a port of its own is answered there until the stop.
+        Where streams are left early it can be reached until the gateway has told how their requests ended,
+        for a gateway that has told nothing yet calls only then. Health on a port of its own is answered there
+        until the stop.
         """
         self._review()
         await asyncio.sleep(self._leave_s)
+        now_s = asyncio.get_running_loop().time
+        self._until_s = now_s() + grace_s
+        if not self._picker.leaves:
+            await self.finish()
+            return
+        self._picker.close()
+        # A poll, for what ends of requests wakes no task.
+        while self._is_busy() and now_s() < self._until_s and not self._is_left():  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+
+    async def finish(self) -> None:
+        """Give what runs the rest of its time to end. Idempotent."""
         self._health.close()
-        await self._server.drain(grace_s)
+        await self._server.drain(max(0.0, self._until_s - asyncio.get_running_loop().time()))
+
+    def _is_left(self) -> bool:
+        """Nobody is there who could tell of ends, nor is another worker."""
+        return self._is_alone and not self._server.is_reached()
+
+    def kept(self) -> list[Kept]:
+        """The Unix sockets among its places."""
+        servers = [server for server in (self._server, self._health_server) if server is not None]
+        return [kept for server in servers for kept in kept_of(server)]
 
     async def stop(self) -> None:
         """End what still runs."""
@@ -123,6 +158,7 @@ def picking_of(
     on_event: Callable[[RequestEvent], None],
     access_log: Rpc,
     is_ready: Callable[[], bool],
+    is_busy: Callable[[], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
     """The endpoint picker of a worker, if it is wanted.
@@ -137,6 +173,7 @@ def picking_of(
         on_event: Gets what happens to requests that were decided here.
         access_log: Served beside it where streams are left early: then it brings the ends.
         is_ready: See `Picking`.
+        is_busy: See `Picking`.
         on_fault: See `rpc_server`.
     """
     settings = config.endpoint_picker
@@ -183,4 +220,6 @@ def picking_of(
         made if settings.self_signed else None,
         (access_log,) if settings.leave_early else (),
         is_ready,
+        is_busy,
+        is_alone=workers == 1,
     )

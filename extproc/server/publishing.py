@@ -32,7 +32,7 @@ Encode = Callable[[Iterable[ClusterKind]], Mapping[ClusterKind, bytes]]
 """The bytes of kinds of cluster; blocks for up to a second."""
 
 
-class Preparation:
+class KindsPreparation:
     """Learns the bytes of kinds of cluster before a configuration that has them comes into force.
 
     A cluster that a control plane lists later would stall the requests that run then.

@@ -15,6 +15,7 @@ from extproc.routing.router import Router
 from extproc.routing.settings import HoldSettings, RouterSettings
 from extproc.routing.table import RoutingTable, SlotsOf
 from extproc.server.environment import secret
+from extproc.server.preparing import CompiledRules
 from extproc.values.endpoints import Endpoint
 from extproc.values.pool_policies import PoolPolicies
 
@@ -26,17 +27,20 @@ Clusters = Mapping[str, Sequence[Endpoint]]
 """Endpoints by cluster name."""
 
 
-def routing_table(config: Config, clusters: Clusters, slots_of: SlotsOf, now_unix_s: float) -> RoutingTable:
+def routing_table(
+    config: Config, rules: RuleTable, clusters: Clusters, slots_of: SlotsOf, now_unix_s: float
+) -> RoutingTable:
     """Rules and endpoints, compiled.
 
     Args:
-        config: Names the rules.
+        config: Names the models.
+        rules: Its rules.
         clusters: The fleet's view of its endpoints.
         slots_of: Where the load of endpoints is counted.
         now_unix_s: When.
     """
     return RoutingTable(
-        rules=RuleTable(config.rules()),
+        rules=rules,
         clusters=clusters,
         models=[name for model, section in config.models.items() for name in (model, *section.aliases)],
         default_cluster=config.default_cluster,
@@ -83,6 +87,7 @@ class RequestPath:
     Args:
         router: Decides.
         log: Logs requests.
+        rules: Of each configuration.
         clusters: The fleet's view of its endpoints.
         slots_of: Where the load of endpoints is counted.
         wall_clock: Unix seconds.
@@ -92,12 +97,14 @@ class RequestPath:
         self,
         router: Router,
         log: RequestLog,
+        rules: CompiledRules,
         clusters: Clusters,
         slots_of: SlotsOf,
         wall_clock: Callable[[], float],
     ) -> None:
         self._router = router
         self._log = log
+        self._rules = rules
         self._clusters = clusters
         self._slots_of = slots_of
         self._wall_clock = wall_clock
@@ -110,6 +117,7 @@ class RequestPath:
 
     def follow(self, config: Config) -> None:
         """See `applying.Apply`; the only one that may raise."""
-        table = routing_table(config, self._clusters, self._slots_of, self._wall_clock())
+        rules = self._rules.of(config)
+        table = routing_table(config, rules, self._clusters, self._slots_of, self._wall_clock())
         self._router.configure(table, router_settings(config, self._policies))
         self._log.configure(is_on=config.logging.requests, key=block_key_of(config))

@@ -25,6 +25,13 @@ class Places:
     tls: TlsFiles | None = None
     is_shared: bool = False
 
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """The Unix sockets among them."""
+        own = () if self.socket is None else (self.socket,)
+        further = (each.removeprefix("unix:") for each in self.others if each.startswith("unix:"))
+        return (*own, *map(Path, further))
+
 
 def places_of(server: Server, socket: Path, index: int) -> Places:
     """Where worker `index` listens: the first one has the further addresses."""

@@ -29,6 +29,15 @@ class RpcServer(Protocol):
     async def close(self) -> None:
         """End what still runs and take the socket away."""
 
+    def is_reached(self) -> bool:
+        """False if nobody is connected any more; True also where that is not known."""
+
+    def sockets(self) -> tuple[Path, ...]:
+        """The Unix sockets among its places."""
+
+    async def renew(self, path: Path) -> None:
+        """Listen anew at one of them, whose name leads nowhere. Raises OSError if it cannot be opened."""
+
 
 def check_free(addresses: Iterable[str]) -> None:
     """Make sure that no other program listens where workers are to.
@@ -83,6 +92,24 @@ class OwnServer:
         """See `RpcServer`."""
         await self._server.stop(0.0)
         take_away(self._places.socket)
+
+    def is_reached(self) -> bool:
+        """See `RpcServer`."""
+        return self._server.num_connections > 0
+
+    def sockets(self) -> tuple[Path, ...]:
+        """See `RpcServer`."""
+        return self._places.sockets
+
+    async def renew(self, path: Path) -> None:
+        """See `RpcServer`."""
+        if path == self._places.socket:
+            with closed_to_others():
+                own = unix_socket(path)
+        else:
+            own = unix_socket(path)
+        self._server.leave(str(path))
+        await self._server.serve(own)
 
 
 def _opened(address: str, *, is_shared: bool = False) -> socket.socket:

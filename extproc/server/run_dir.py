@@ -145,6 +145,7 @@ class Residence:
         self._folder = folder
         self._is_alone = is_alone
         self._held = contextlib.ExitStack()
+        self._lock_number: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Make the folder ours.
@@ -155,11 +156,30 @@ class Residence:
         prepare(self._folder)
         if self._is_alone:
             self._held.enter_context(lock(self._folder))
-            self._held.callback(_clear, self._folder)
+            self._lock_number = _number(self.lock_path)
+
+    @property
+    def lock_path(self) -> Path:
+        """What says that the folder is ours."""
+        return self._folder / _LOCK_FILE
+
+    def renew(self) -> None:
+        """Somebody took the folder away, or all that was in it: make it ours again.
+
+        Raises:
+            ConfigError: It cannot be, or another gateway has come there meanwhile.
+        """
+        held, self._held = self._held, contextlib.ExitStack()
+        try:
+            self.start()
+        finally:
+            held.close()  # of a file that has no name any more
 
     def stop(self) -> None:
         """Leave; nothing but the lock stays, also of workers that were killed."""
-        self._held.close()
+        with self._held:
+            if self._lock_number is not None and _number(self.lock_path) in (None, self._lock_number):
+                _clear(self._folder)
 
 
 def socket_path(folder: Path, index: int) -> Path:
@@ -188,6 +208,15 @@ def _clear(folder: Path) -> None:
         for path in folder.iterdir():
             if path == counters_path(folder) or _SOCKET_NAME.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+
+
+def _number(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _check_parents(folder: Path) -> None:

@@ -34,7 +34,7 @@ class Status:
         streams_active: Open ext_proc streams.
         bus_dropped: Messages to other workers dropped so far.
         clusters_kept: That Envoys have as they were, for they refused what came since.
-        shared: Series about other gateways and KV events.
+        shared: Series about the process, other gateways and KV events.
         is_announcing: Does an endpoint publish what it has cached?
         held: Requests that wait here, by reason.
         workers: Processes of this gateway.

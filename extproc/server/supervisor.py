@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from extproc.admin.table import PAGES
@@ -18,7 +19,8 @@ from extproc.server.metrics_ports import metrics_ports
 from extproc.server.modules import python_module
 from extproc.server.parts import Part, Parts
 from extproc.server.rpc_server import check_free
-from extproc.server.run_dir import Residence, admin_path, counters_path, home_of
+from extproc.server.run_dir import Residence, admin_path, counters_path, home_of, prepare
+from extproc.server.socket_watch import Kept, SocketWatch
 from metadata_center import signals
 from metadata_center.load import shared_counters
 
@@ -67,7 +69,11 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._spawning = asyncio.Lock()
+        self._counters = contextlib.ExitStack()
+        self._counters_fd = -1
         residence = Residence(folder, is_alone=True)
+        watch = SocketWatch(partial(prepare, folder), lambda: not self._stopping.is_set())
+        watch.keep([Kept(residence.lock_path, residence.renew)])
         sockets = [admin_path(folder, index) for index in self._workers]
         place = TcpPlace(config.server.admin.address, config.server.admin.port)
         answering = AllWorkers(sockets)
@@ -77,11 +83,12 @@ class Supervisor:
         self._parts = Parts(
             [
                 Part("residence", residence.start, residence.stop),
-                Part("counters", lambda: shared_counters.create(counters_path(folder), workers)),
+                Part("counters", lambda: self._make_counters(counters_path(folder)), self._counters.close),
                 Part("addresses", lambda: check_free((*config.server.listen, *asked))),
                 Part("admin", admin.start, admin.stop),  # it shows workers that drain
                 *metrics_ports(config, answering),
                 Part("workers", self._start_workers, self._stop_workers),
+                Part("lock", watch.start, watch.stop),
             ]
         )
 
@@ -105,6 +112,11 @@ class Supervisor:
             if process.returncode is None:
                 process.send_signal(signal.SIGHUP)
 
+    def _make_counters(self, path: Path) -> None:
+        """Workers get them by a descriptor: one that is restarted finds them whatever became of the file."""
+        shared_counters.create(path, len(self._workers))
+        self._counters_fd = self._counters.enter_context(shared_counters.open_file(path))
+
     def _start_workers(self) -> None:
         self._keepers = [asyncio.create_task(self._keep(index)) for index in self._workers]
 
@@ -122,9 +134,10 @@ class Supervisor:
             started_s = loop.time()
             async with self._spawning:
                 with _signals_held_back():
-                    words = ("worker", str(self._path), str(index), self._settings)
+                    counters = str(self._counters_fd)
+                    words = ("worker", str(self._path), str(index), self._settings, counters)
                     process = await asyncio.create_subprocess_exec(
-                        *python_module("tokenway.cli.main", *words)
+                        *python_module("tokenway.cli.main", *words), pass_fds=(self._counters_fd,)
                     )
             self._processes[index] = process
             if self._stopping.is_set():  # it came while the process was made

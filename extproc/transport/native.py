@@ -175,6 +175,13 @@ class NativeServer:
             remote = await loop.create_server(lambda: _Peer(self, is_local=False), sock=listening)
             self._listeners.append(remote)
 
+    def leave(self, path: str) -> None:
+        """Listen no more at a Unix socket, whose name leads to another one by now; its connections stay."""
+        for listener in list(self._listeners):
+            if any(each.getsockname() == path for each in listener.sockets):
+                listener.close()
+                self._listeners.remove(listener)
+
     def start(self) -> None:
         """Begin to watch over connections."""
         self._watch = asyncio.get_running_loop().create_task(self._look(), name="transport")

@@ -23,8 +23,8 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -48,6 +48,7 @@ QUIET_S: Final = 60.0
 _PAUSE_S: Final = 0.00005
 """Between two looks at a lock that another has: half a decision."""
 
+_DESCRIPTORS: Final = Path("/proc/self/fd")
 _LOGGER: Final = logging.getLogger("tokenway.counters")
 _LOCKED: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _UNLOCKED: Final = struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
@@ -81,11 +82,37 @@ def create(path: Path, workers: int, capacity: int = MAX_SLOTS) -> None:
         os.close(fd)
 
 
+@contextmanager
+def open_file(path: Path) -> Iterator[int]:
+    """Keeps a file of `create` for as long as the block lasts, whatever becomes of its name.
+
+    Yields:
+        A descriptor, which a process that is started may get to find the file by `path_of`.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def path_of(fd: int) -> Path:
+    """Where a process finds a file by its own descriptor; opened there, its locks are its own."""
+    return _DESCRIPTORS / str(fd)
+
+
+def _is_open(path: Path) -> bool:
+    return path.parent == _DESCRIPTORS
+
+
 class SharedCounters(Counters):
     """`Counters` over a file that every worker of the gateway maps.
 
     Args:
-        path: A file made by `create`.
+        path: A file made by `create`, or where /proc has a descriptor of it that is open (`open_file`).
         worker: This process's row, which no other living process uses; it is zeroed now.
 
     Raises:
@@ -94,7 +121,7 @@ class SharedCounters(Counters):
 
     def __init__(self, path: Path, worker: int) -> None:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (0 if _is_open(path) else os.O_NOFOLLOW))
         except OSError as exc:
             raise LayoutError(f"{path}: {exc.strerror}") from exc
         try:

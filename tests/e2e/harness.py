@@ -257,6 +257,12 @@ class Stack:
         assert self._gateway is not None
         return self._gateway
 
+    @property
+    def envoy(self) -> Subprocess:
+        """The running Envoy."""
+        assert self._envoy is not None
+        return self._envoy
+
     def client(self) -> openai.AsyncOpenAI:
         """The official client, which must not hide failures by retrying."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-test", max_retries=0, timeout=60)

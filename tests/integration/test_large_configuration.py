@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,10 @@ from extproc.config.reload import FileWatcher, Look
 from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
 from extproc.observing.metrics.collector import Metrics
-from extproc.server import configuration
+from extproc.request.rules import ModelRules, RuleTable
+from extproc.server import configuration, preparing
 from extproc.server.configuration import QUICK_JSON_BYTES, QUICK_YAML_BYTES, Configuration
+from extproc.server.preparing import MANY_MODELS, CompiledRules
 
 pytestmark = pytest.mark.asyncio
 
@@ -103,6 +105,44 @@ async def test_a_large_clusters_file_is_read_while_the_loop_goes_on(gateway: Gat
     await gateway.current.stop()
 
 
+async def test_rules_of_many_models_are_compiled_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are ready when the configuration comes into force, which swaps one table."""
+    compiled_in: list[bool] = []  # on the loop?
+
+    class Rules(RuleTable):
+        """Notes where it is made."""
+
+        def __init__(self, models: Iterable[ModelRules]) -> None:
+            compiled_in.append(threading.current_thread() is threading.main_thread())
+            super().__init__(models)
+
+    monkeypatch.setattr(preparing, "RuleTable", Rules)
+    rules, in_force = CompiledRules(), list[RuleTable]()
+
+    def apply(config: Config, _: Resolution) -> None:
+        in_force.append(rules.of(config))
+
+    def put(count: int) -> None:
+        models = "".join(f"  m{number}: {{rules: [{{cluster: c}}]}}\n" for number in range(count))
+        (tmp_path / "tokenway.yaml").write_text(f"models:\n{models}")
+
+    (tmp_path / "clusters.json").write_text('{"clusters": []}')
+    put(2)
+    followed = Configuration(
+        tmp_path / "tokenway.yaml", Metrics(CollectorRegistry(), "0"), apply, preparations=[rules]
+    )
+    await followed.start()
+    put(MANY_MODELS + 1)
+    await eventually(lambda: len(in_force) == 2)
+    assert compiled_in == [True, False]
+    put(3)
+    await eventually(lambda: len(in_force) == 3)
+    assert compiled_in == [True, False, True], "few again"
+    await followed.stop()
+
+
 async def test_a_large_tokenway_yaml_is_read_while_the_loop_goes_on(gateway: Gateway) -> None:
     """YAML takes ten times as long as JSON, so less of it is large."""
     await gateway.current.start()
@@ -111,6 +151,22 @@ async def test_a_large_tokenway_yaml_is_read_while_the_loop_goes_on(gateway: Gat
     assert gateway.read_in == [False]
     gateway.goes_on.set()
     await eventually(lambda: gateway.current.current.load.lease_s == 77)
+    await gateway.current.stop()
+
+
+async def test_readings_without_end_leave_time_for_requests(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends SIGHUP again and again has what was written last in force, by few readings."""
+    monkeypatch.setattr(configuration, "LEAST_BETWEEN_S", 2.0)
+    await gateway.current.start()
+    for number in range(2, 102):
+        gateway.put(f"10.0.0.{number}")
+        gateway.current.reload()
+        await asyncio.sleep(0)
+    assert len(gateway.read_in) < 5
+    await gateway.until("10.0.0.101")
+    assert len(gateway.read_in) < 10
     await gateway.current.stop()
 
 

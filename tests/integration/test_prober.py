@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -229,6 +231,27 @@ async def test_no_server_listening(watch: Watch) -> None:
     watch.set_endpoints(key)
     await until(lambda: not watch.tracker.is_available(key))
     assert watch.tracker.reason(key) == "probe failed: ClientConnectorError"
+
+
+async def test_a_probe_that_cannot_be_sent_is_no_result(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This process has no files left: it says so once, and ejects nobody for it."""
+    async with serving() as engine:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        number = os.dup(0)
+        os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, limit[1]))
+        try:
+            watch.set_endpoints(engine.key)
+            await until(lambda: "probes cannot be sent" in caplog.messages)
+            await asyncio.sleep(5 * SETTINGS.interval_s)
+            assert watch.tracker.is_available(engine.key)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        await until(lambda: engine.probes >= 2)
+        (said,) = [line for line in caplog.records if line.message == "probes cannot be sent"]
+        assert said.__dict__["problem"] == "Too many open files"
 
 
 async def test_hung_engine_does_not_delay_others(watch: Watch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from extproc.config import loading, notation
 from extproc.config.clusters import MAX_CLUSTERS, MAX_PLACES, parse_clusters
 from extproc.config.document import MAX_PROBLEMS, shown
-from extproc.config.loading import parse, read_file, unlisted
+from extproc.config.loading import MAX_NAMES, parse, read_file, unlisted
 from extproc.config.notation import read_json, read_yaml
 from extproc.errors import ConfigError
 from metadata_center.load.counters import MAX_ENDPOINTS
@@ -49,6 +49,24 @@ def test_a_mapping_may_be_merged_often() -> None:
     models = "".join(f"  m{i}: {{<<: *base}}\n" for i in range(2_000))
     config = parse(f"models:\n  base: &base {{rules: [{{cluster: c}}]}}\n{models}", "x")
     assert len(config.models) == 2_001
+
+
+def test_names_of_models_are_bounded() -> None:
+    """Aliases are names as well; too many models are not looked at one by one."""
+    models = "".join(f"  m{i}: {{rules: [{{cluster: c}}]}}\n" for i in range(MAX_NAMES))
+    assert refusal(parse, f"models:\n{models}") == []
+    many = f"line 1: models: {MAX_NAMES + 1} names of models and aliases; accepted: at most {MAX_NAMES}"
+    assert refusal(parse, f"models:\n{models}  more: {{rules: what}}\n") == [many]
+    aliased = models.replace("m0: {", "m0: {aliases: [a], ", 1)
+    assert refusal(parse, f"models:\n{aliased}") == [many]
+
+
+def test_rules_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all models together."""
+    monkeypatch.setattr(loading, "MAX_RULES", 3)
+    text = "models: {m: {rules: [{cluster: c}, {cluster: d}]}, n: {rules: [{cluster: c}%s]}}"
+    assert refusal(parse, text % "") == []
+    assert refusal(parse, text % ", {cluster: d}") == ["line 1: models: 4 rules; accepted: at most 3"]
 
 
 @pytest.mark.parametrize("tail", ["", ".5"])

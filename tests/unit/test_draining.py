@@ -49,7 +49,19 @@ class Closing:
 
 
 class Server:
-    """No call of it is open."""
+    """No call of it is open.
+
+    Args:
+        reached_for: Looks at it that find somebody connected.
+    """
+
+    def __init__(self, reached_for: int) -> None:
+        self.reached_for = reached_for
+
+    def is_reached(self) -> bool:
+        """As often as said."""
+        self.reached_for -= 1
+        return self.reached_for >= 0
 
     async def listen(self) -> None:
         """Never."""
@@ -61,12 +73,15 @@ class Server:
         """At once."""
 
 
-async def stop(requests: int, drain_s: float, *, is_one_of_several: bool, ends: bool = True) -> list[str]:
-    """What becomes of the access log while requests end one by one."""
+async def stop(
+    requests: int, drain_s: float, *, is_one_of_several: bool, ends: bool = True, reached_for: int = 1_000_000
+) -> list[str]:
+    """What becomes of the access log, and of new requests, while requests end one by one."""
     stopping = Stopping(requests)
     draining = Draining(
-        Server(),
+        Server(reached_for),
         stopping.closing("discovery"),
+        stopping.closing("requests"),
         stopping.closing("waiting"),
         stopping.closing("log"),
         lambda: stopping.requests > 0,
@@ -80,22 +95,30 @@ async def stop(requests: int, drain_s: float, *, is_one_of_several: bool, ends: 
             stopping.requests -= 1
 
     await asyncio.gather(draining.drain(), end_all())
-    return [said for said in stopping.said if said.startswith("log")]
+    return [said for said in stopping.said if said.startswith(("log", "requests"))]
 
 
-async def test_one_of_several_hears_of_all_ends() -> None:
-    """Though no call of its own is open: the others' streams bring them, and its own those of theirs."""
-    assert await stop(30, LATE_S, is_one_of_several=True) == ["log closed at 0", "log read at 0"]
+@pytest.mark.parametrize("is_one_of_several", [False, True])
+async def test_ends_of_all_that_runs_are_heard(is_one_of_several: bool) -> None:
+    """Though no call is open: Envoy calls to tell of the first one, and other workers hand over ours."""
+    done = ["requests closed at 30", "log closed at 0", "log read at 0"]
+    assert await stop(30, LATE_S, is_one_of_several=is_one_of_several) == done
 
 
-async def test_one_that_nobody_tells_does_not_wait() -> None:
-    """Without a call that is open no end can come."""
-    (closed, _) = await stop(30, LATE_S, is_one_of_several=False)
-    assert closed != "log closed at 0"
+async def test_nobody_is_waited_for_where_nobody_is_connected() -> None:
+    """Envoy is gone, and with it whatever it would have told."""
+    (_, closed, _) = await stop(1, LATE_S, is_one_of_several=False, ends=False, reached_for=2)
+    assert closed == "log closed at 1"
+
+
+async def test_one_that_nothing_runs_at_is_gone_at_once() -> None:
+    """However long it may take."""
+    done = ["requests closed at 0", "log closed at 0", "log read at 0"]
+    assert await stop(0, LATE_S, is_one_of_several=False) == done
 
 
 @pytest.mark.parametrize("is_one_of_several", [False, True])
 async def test_what_does_not_end_is_waited_for_as_long_as_it_may_take(is_one_of_several: bool) -> None:
     """`server.drain_s`."""
-    (closed, _) = await stop(1, SOON_S, is_one_of_several=is_one_of_several, ends=False)
+    (_, closed, _) = await stop(1, SOON_S, is_one_of_several=is_one_of_several, ends=False)
     assert closed == "log closed at 1"

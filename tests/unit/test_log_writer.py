@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from extproc.observing import log_writer
-from extproc.observing.log_writer import LogWriter, log_handler
+from extproc.observing.log_writer import LogWriter, lines_lost, log_handler
 from extproc.observing.request_log import JsonFormatter
 
 WAIT_S = 20.0
@@ -126,6 +126,7 @@ def test_lines_beyond_the_bound_are_lost_and_told_of(
     close(made)
     os.close(writing)
     assert said(reader.ended()) == [*map(str, range(1_000 - lost)), lost, "after"]
+    assert (made.lost, made.lost_in_all, lines_lost(made)) == (0, lost, lost)
 
 
 def test_the_end_of_the_process_waits_for_a_second_at_most(
@@ -180,6 +181,34 @@ def test_a_disk_that_was_full_has_whole_lines_again(tmp_path: Path, monkeypatch:
     assert first == b'"there before"', "the file is not opened anew, which would begin at its start"
     assert len(cut) == 20
     assert said(b"\n".join(lines)) == [2, "whole"]
+    assert made.lost_in_all == 2
+
+
+def test_a_count_that_cannot_be_told_is_not_forgotten(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that says how many were lost is refused as well: the next one that is written says so."""
+    reading, writing = pipe
+    monkeypatch.setattr(log_writer, "MOST_WAITING_BYTES", 20_000)
+    made, write, is_full = writer(writing), os.write, [False]
+
+    def refuse(to: int, line: bytes) -> int:
+        if is_full[0] and log_writer.LOGGER.encode() in line:
+            raise OSError(28, "No space left on device")
+        return write(to, line)
+
+    monkeypatch.setattr(os, "write", refuse)
+    in_time(lambda: [made.handle(record(str(number))) for number in range(1_000)])
+    lost, is_full[0] = made.lost, True
+    reader = Reader(lambda size: os.read(reading, size))
+    reader.start()
+    assert made._is_idle.wait(WAIT_S)
+    assert (made.lost, made.lost_in_all) == (lost, lost)
+    is_full[0] = False
+    made.handle(record("after"))
+    close(made)
+    os.close(writing)
+    assert said(reader.ended()) == [*map(str, range(1_000 - lost)), lost, "after"]
 
 
 def test_a_closed_pipe_is_as_a_full_disk(pipe: tuple[int, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.config.clusters import ClusterSpec, EndpointSpec
 from extproc.discovery.listed import Listed
-from extproc.discovery.resolution import host_names, resolved
+from extproc.discovery.resolution import host_names, literals, resolved
 from metadata_center.addresses import Address
 
 RECORDS = {"engines.test": ("10.0.0.1", "10.0.0.2", "2001:db8::1"), "one.test": ("10.0.0.1",)}
@@ -53,3 +53,17 @@ def test_name_without_an_address_has_no_endpoint() -> None:
     """The rest of its cluster stays."""
     clusters = [cluster("m", EndpointSpec("gone.test", 80), EndpointSpec("one.test", 80))]
     assert [e.key for e in resolved(clusters, RECORDS).endpoints] == ["10.0.0.1:80"]
+
+
+def test_clusters_without_names_are_resolved_once() -> None:
+    """What another file says alike is the same object, which costs nothing to compare."""
+    literal, named = EndpointSpec("10.0.0.1", 80), EndpointSpec("a.example", 80)
+    first = literals([cluster("a", literal), cluster("b", literal, named)], {})
+    assert first.keys() == {"a"}
+    assert resolved([cluster("a", literal)], {}, first).clusters["a"] is first["a"].endpoints
+    again = literals([cluster("a", literal), cluster("c", literal)], first)
+    assert again["a"] is first["a"]
+    other = literals([cluster("a", literal, EndpointSpec("10.0.0.2", 80))], again)
+    assert [str(one.address) for one in other["a"].endpoints] == ["10.0.0.1:80", "10.0.0.2:80"]
+    mixed = [cluster("b", literal, named)]
+    assert resolved(mixed, {"a.example": ["10.0.0.9"]}, first) == resolved(mixed, {"a.example": ["10.0.0.9"]})

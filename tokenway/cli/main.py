@@ -141,7 +141,9 @@ def _serve_worker(options: argparse.Namespace) -> int:
     with ClusterEncoder() as encoder:  # its process imports what it needs while this one imports the rest
         from tokenway.cli.serve import serve_worker
 
-        return serve_worker(options.config, options.index, json.loads(options.settings), encoder)
+        return serve_worker(
+            options.config, options.index, json.loads(options.settings), encoder, options.counters
+        )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -250,6 +252,7 @@ def _worker_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path)
     parser.add_argument("index", type=int)
     parser.add_argument("settings", nargs="?", default="{}", help="JSON that goes before the configuration")
+    parser.add_argument("counters", nargs="?", type=int, help="descriptor of the shared counters")
     return parser
 
 

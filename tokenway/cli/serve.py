@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
-from extproc.observing.log_writer import log_handler
+from extproc.observing.log_writer import lines_lost, log_handler
 from extproc.observing.noise import is_news
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.cluster_encoder import ClusterEncoder
@@ -22,6 +22,7 @@ from extproc.server.supervisor import Supervisor
 from extproc.server.trimming import trim
 from extproc.server.worker import Worker
 from metadata_center import signals
+from metadata_center.load.shared_counters import path_of
 
 if TYPE_CHECKING:
     from extproc.server.building import Stalls
@@ -52,28 +53,53 @@ def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder 
     """
     encoder = encoder or ClusterEncoder()
     config, _ = load_all(path, settings)
+    log = log_handler()
     if config.server.workers > 1:
         encoder.close()
-        return _run(Supervisor(path, settings))
+        return _run(Supervisor(path, settings), log)
     from extproc.server.building import build_worker  # 10 MiB that a supervisor does without
 
     stalls: Stalls = Listeners()
-    return _run(build_worker(path, stalls=stalls, settings=settings, encode=encoder.encode), stalls)
+    worker = build_worker(
+        path,
+        stalls=stalls,
+        settings=settings,
+        encode=encoder.encode,
+        log_lines_lost=partial(lines_lost, log),
+    )
+    return _run(worker, log, stalls)
 
 
-def serve_worker(path: Path, index: int, settings: Settings, encoder: ClusterEncoder) -> int:
-    """Run one of several workers; raises as `serve`."""
+def serve_worker(
+    path: Path, index: int, settings: Settings, encoder: ClusterEncoder, counters: int | None
+) -> int:
+    """Run one of several workers; raises as `serve`.
+
+    Args:
+        path: As for `serve`.
+        index: Which.
+        settings: As for `serve`.
+        encoder: As for `serve`.
+        counters: A descriptor of the shared counters; None if they are to be found in the run directory.
+    """
     from extproc.server.building import build_worker  # as above
 
     stalls: Stalls = Listeners()
+    log = log_handler()
     worker = build_worker(
-        path, index=index, supervised=True, stalls=stalls, settings=settings, encode=encoder.encode
+        path,
+        index=index,
+        supervised=True,
+        stalls=stalls,
+        settings=settings,
+        encode=encoder.encode,
+        log_lines_lost=partial(lines_lost, log),
+        counters=None if counters is None else path_of(counters),
     )
-    return _run(worker, stalls)
+    return _run(worker, log, stalls)
 
 
-def _run(server: Worker | Supervisor, stalls: Stalls | None = None) -> int:
-    handler = log_handler()
+def _run(server: Worker | Supervisor, handler: logging.Handler, stalls: Stalls | None = None) -> int:
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
     logging.basicConfig(handlers=[handler], level=logging.INFO)

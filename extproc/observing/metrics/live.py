@@ -30,7 +30,8 @@ class LiveGauges:
         bus_dropped: Messages to other workers dropped so far.
         clusters_kept: That Envoys have as they were, for they refused what came since.
         unlocked_decisions: Made so far beside a worker that kept the lock.
-        shared: Of other gateways (`sharing_values`) and of engines' KV events (`event_values`).
+        shared: Of the process (`process_values`), other gateways (`sharing_values`) and engines' KV events
+            (`event_values`).
         files: Each configuration file that is needed: is it good? None shows the last attempts.
         host_names: Each host name in use: did its last look-up give an address?
         clusters: Each cluster that the configuration names: does a source list it?

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from extproc.observing.metrics.family import Family, MetricType, closed
+from extproc.observing.metrics.family import Family, MetricType, Values, closed
 
 _STALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -42,6 +42,22 @@ LONGEST_STALL = Family(
     start=closed(StallCause),
 )
 
+LOG_LINES_LOST = Family(
+    "tokenway_log_lines_lost_total",
+    MetricType.COUNTER,
+    "Log lines that were lost: nobody read the log and 1 MiB of it waited, or it was refused (a full disk).",
+)
+SOCKETS_IN_PLACE = Family(
+    "tokenway_sockets_in_place",
+    MetricType.GAUGE,
+    "1 while the names of the gateway's Unix sockets lead to them, else 0: somebody took files out of "
+    "`server.run_dir`, they cannot be made anew, and no new connection of Envoy's comes.",
+)
+SOCKET_RENEWALS = Family(
+    "tokenway_socket_renewals_total",
+    MetricType.COUNTER,
+    "Files of the gateway in `server.run_dir` that somebody took away, and that were made anew.",
+)
 EXPLAIN_RECORDS = Family(
     "tokenway_explain_records",
     MetricType.GAUGE,
@@ -54,5 +70,22 @@ BUILD_INFO = Family(
     ("version", "python", "build"),
 )
 
-FAMILIES: tuple[Family, ...] = (LOOP_STALLS, STALL_CPU, LONGEST_STALL, EXPLAIN_RECORDS)
+FAMILIES: tuple[Family, ...] = (
+    LOOP_STALLS,
+    STALL_CPU,
+    LONGEST_STALL,
+    LOG_LINES_LOST,
+    SOCKETS_IN_PLACE,
+    SOCKET_RENEWALS,
+    EXPLAIN_RECORDS,
+)
 """All but what is constant."""
+
+
+def process_values(log_lines_lost: int, socket_renewals: int, *, are_sockets_in_place: bool) -> Values:
+    """The series that are read when scraped, but for that of decision records."""
+    return {
+        LOG_LINES_LOST: {(): log_lines_lost},
+        SOCKETS_IN_PLACE: {(): are_sockets_in_place},
+        SOCKET_RENEWALS: {(): socket_renewals},
+    }

@@ -47,7 +47,8 @@ HANDOVERS = Family(
 BUS_DROPPED = Family(
     "tokenway_bus_dropped_total",
     MetricType.COUNTER,
-    "Messages to another worker that were dropped because it was away or did not keep up.",
+    "Messages to another worker that were dropped because it was away or did not keep up, or, of another "
+    "replica, could not be read.",
 )
 ADS_UPDATES = Family(
     "tokenway_ads_updates_total",
