@@ -29,7 +29,7 @@ EVENT = (
 )
 USAGE = b'"usage":{"prompt_tokens":1000,"completion_tokens":10,"prompt_tokens_details":{"cached_tokens":512}}'
 LAST_EVENTS = b'data: {"id":"x","choices":[],' + USAGE + b"}\n\ndata: [DONE]\n\n"
-JSON_BODY = b'{"id":"x","object":"chat.completion","choices":[],' + USAGE + b"}"
+JSON_BODY = b'{"id":"x","object":"chat.completion","choices":[{"index":0}],' + USAGE + b"}"
 
 MODELS = b'{"object":"list","data":[{"id":"%s","object":"model","owned_by":"bench"}]}' % MODEL.encode()
 

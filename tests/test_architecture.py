@@ -83,8 +83,9 @@ OWN_STRIPPED = (
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-attempt-count",
+    "expect",
 )
-"""What Tokenway or Envoy's router takes orders from; no setting allows a client these."""
+"""What Tokenway or Envoy's router takes orders from, or Envoy answers; no setting allows a client these."""
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from extproc.values.evidence import EMPTY, TRUNCATED
+from extproc.values.evidence import EMPTY, TRUNCATED, UNLIKE
 
 ERROR_NAMESPACE: Final = "llm.error"
 """Where Envoy's filters leave what they saw of an error in an answer, see `error_seen`."""
@@ -28,8 +28,8 @@ _EARLIER_EVENTS: Final = frozenset(
 which has the stop reason, nothing is missing; a chunk of a chat is reported if the stream ends with it and it
 has no finish reason."""
 
-_NO_EVENT: Final = "none"
-"""What Envoy's filter reports of a stream without any data."""
+_NO_ANSWER: Final = {"none": EMPTY, "unlike": UNLIKE}
+"""What Envoy's filter reports in place of a last event: there is no token, or nothing that is known."""
 
 
 def error_seen(fields: Mapping[str, Any]) -> str | None:
@@ -37,14 +37,14 @@ def error_seen(fields: Mapping[str, Any]) -> str | None:
 
     Args:
         fields: Of `ERROR_NAMESPACE`: `type` and `code` of the error object; `event`, the type of the last
-            event of a stream that was seen, whatever it was, and `event_code`, which is one of an error if
-            the event is; whatever else says that there was an error. A text of an error (a message may
-            repeat the prompt) is never among them.
+            event of a stream that was seen, whatever it was, or one of `_NO_ANSWER`, and `event_code`, which
+            is one of an error if the event is; whatever else says that there was an error. A text of an
+            error (a message may repeat the prompt) is never among them.
     """
     event = fields.get("event")
     if event not in _ERROR_EVENTS and fields.keys() <= {"event", "event_code"}:
-        if event == _NO_EVENT:
-            return EMPTY
+        if event in _NO_ANSWER:
+            return _NO_ANSWER[event]
         earlier = event in _EARLIER_EVENTS or (
             str(event).startswith("response.") and event not in _LAST_EVENTS
         )

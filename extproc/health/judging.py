@@ -16,7 +16,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
-from extproc.values.evidence import EMPTY, TRUNCATED, Evidence, FailureKind, NoFailure
+from extproc.values.evidence import EMPTY, TRUNCATED, UNLIKE, Evidence, FailureKind, NoFailure
 from extproc.values.outcomes import Ended
 
 LEAST_STREAM_BYTES: Final = 24
@@ -76,6 +76,8 @@ def evidence_of(
         generates: The operation answers with objects or events; others may do so with text or bytes.
         is_speech_to_text: Of silence its text, if the client asked for text alone, is empty.
     """
+    if error == UNLIKE and not generates:
+        error = None
     if status != 200 or ended is not Ended.COMPLETED or error is not None or flags or not attempts:
         verdict = _of_what_went_wrong(status, ended, flags, details, error, attempts)
         if verdict is not None:
@@ -96,7 +98,7 @@ def _of_what_went_wrong(
     if not attempts or ended in (Ended.REJECTED, Ended.LEASE_EXPIRED):
         return NoFailure.UNKNOWN
     if ended is Ended.CLIENT_ABORT:
-        return NoFailure.UNKNOWN if error in (None, TRUNCATED, EMPTY) else _of_error(error)
+        return NoFailure.UNKNOWN if error in (None, TRUNCATED, EMPTY, UNLIKE) else _of_error(error)
     if "UF" in flags:
         return FailureKind.CONNECT_TIMEOUT if _CONNECTION_TIMEOUT in details else FailureKind.CONNECT_FAILURE
     if "UT" in flags:
@@ -129,6 +131,8 @@ def _of_error(error: str) -> FailureKind:
         return FailureKind.TRUNCATED
     if error == EMPTY:
         return FailureKind.EMPTY_ANSWER
+    if error == UNLIKE:
+        return FailureKind.WRONG_CONTENT
     words = set(error.split())
     if words & _OVERLOAD_WORDS:
         return FailureKind.OVERLOADED
@@ -160,4 +164,5 @@ def _is_text(content_type: str | None) -> bool:
 
 
 def _kind(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
+    """Without parameters and in lower case; of several, which Envoy joins by commas, the first."""
+    return content_type.partition(",")[0].partition(";")[0].strip().lower()

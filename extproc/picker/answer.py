@@ -89,6 +89,6 @@ class PassingAnswer:
     def _look(self, *, is_all: bool) -> None:
         """Before the most of it is let go: each event but the longest is whole in one of these looks."""
         tail = self._tail
-        if self._error is None and (b"rror" in tail or b"failed" in tail):
+        if self._error is None and (b"rror" in tail or b"failed" in tail or b'"abort"' in tail):
             text = tail.decode("utf-8", "replace")
             self._error = error_in_part(text, begins=is_all, long=_LONG_BYTES)

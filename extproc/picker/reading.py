@@ -38,16 +38,36 @@ _DECODER: Final = json.JSONDecoder()
 _COLON: Final = re.compile(r"\s*:\s*")
 _ESCAPE: Final = re.compile(r"\\.", re.DOTALL)
 _STRING: Final = re.compile(r'"[^"]*"')
+_NO_BRACKET: Final = re.compile(r"[^\[\]{}]+")
 _DONE: Final = re.compile(r'^data:[ \t]*"?\[?done\]?"?[ \t]*$', re.IGNORECASE | re.MULTILINE)
 _DATA: Final = re.compile(r"^data:[ \t]*[^\[\s]", re.MULTILINE)
 _PING: Final = re.compile(r'^event: ?ping$|^data:[ \t]*\{\s*"type"\s*:\s*"ping"\s*\}', re.MULTILINE)
 _LONG_ERROR: Final = re.compile(
-    r'(?:^|\n)(?:data:)?[ \t]*+\{\s*"(?:error"\s*:\s*(?:\{(?!\s*\})|"(?!"))|(?:object|type)"\s*:\s*"error")'
+    r'(?:^|\n)(?:data:)?[ \t]*+\{\s*"(?:errors?"\s*:\s*(?:\{(?!\s*\})|\[(?!\s*\])|"(?!"))'
+    r'|(?:object|type|status)"\s*:\s*"error")'
 )
 """How an event, or an answer without the blanks before it, begins that is an error and goes on for long."""
 
 _LAST_TYPE: Final = re.compile(r'"type"\s*:\s*"(response\.[\w.]+)"\s*\}\s*$')
 _CHUNKS: Final = frozenset({"chat.completion.chunk", "text_completion"})
+_STATUS: Final = re.compile('"(failed|cancelled|error)"')
+_MOST_ENDS: Final = 3
+"""Of a choice's reason: the choice, the choices, the answer."""
+
+_REASON: Final = re.compile('"(error|abort)"')
+_ERROR_WORDS: Final = ("rror", "failed", '"abort"')
+_WORDS_OF_JSON: Final = (*_ERROR_WORDS, '"cancelled"', '"detail"')
+_NO_REASONS: Final = frozenset({"error", "abort"})
+"""Of choices that end so no model has said that it is done: the engine gave them up."""
+
+_NO_CHOICE: Final = re.compile(r'"choices"\s*:\s*(?:\[\s*\]|null\b)')
+_EVENTS_OF_ANSWERS: Final = ('"choices"', '"message_', '"response.')
+_KEYS_OF_ANSWERS: Final = ('"choices"', '"output"', '"content"', '"embedding"')
+"""What answers of the APIs that generate have; the one of embeddings spares a look at their own."""
+
+_LEAST_JSON: Final = 3
+"""Characters; less is nothing by its length."""
+_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
 _CLOSES: Final = {"{": "}", "[": "]", '"': '"'}
 _SOME_ERROR: Final = {"seen": "1"}
 
@@ -79,11 +99,7 @@ def read_answer(content_type: str | None, head: str, tail: str, *, is_cut: bool)
     if is_of_events(content_type, head):
         return _of_events(head, tail, is_cut=is_cut)
     kind = _kind(content_type)
-    if (
-        kind == "application/json"
-        or kind.endswith("+json")
-        or (not kind and _begun(head).startswith(("{", "[")))
-    ):
+    if kind.endswith("json") or (not kind and _begun(head).startswith(("{", "["))):
         return _of_json(head, tail, is_cut=is_cut)
     return NOTHING
 
@@ -96,11 +112,12 @@ def is_of_events(content_type: str | None, head: str) -> bool:
         head: Its beginning, by which one without a type is known.
     """
     kind = _kind(content_type)
-    return kind == "text/event-stream" or (not kind and _begun(head).startswith(("data:", "event:", ":")))
+    return kind == "text/event-stream" or (not kind and _begun(head).startswith(_FIELDS))
 
 
 def _kind(content_type: str | None) -> str:
-    return "" if content_type is None else content_type.partition(";")[0].strip().lower()
+    """Without parameters; of several the first counts."""
+    return "" if content_type is None else content_type.partition(",")[0].partition(";")[0].strip().lower()
 
 
 def _begun(head: str) -> str:
@@ -121,7 +138,7 @@ def error_in_part(text: str, *, begins: bool, long: int) -> str | None:
     pieces = _split(text)
     looked = 0
     for piece in pieces[0 if begins else 1 : -1]:
-        if "rror" not in piece and "failed" not in piece:
+        if not _may_have_error(piece):
             continue
         looked += 1
         fields = _error_of_event(_event(piece)) if looked <= _MOST_EVENTS else None
@@ -203,19 +220,52 @@ def _usage_of_events(first: list[str], last: list[str], *, is_cut: bool) -> Usag
 
 
 def _error_in_events(head: str, tail: str, first: list[str], last: list[str], *, is_cut: bool) -> str | None:
-    if "rror" in tail or "failed" in tail or (is_cut and ("rror" in head or "failed" in head)):
+    if _may_have_error(tail) or (is_cut and _may_have_error(head)):
         for piece in (*first, *last):
-            fields = _error_of_event(_event(piece)) if "rror" in piece or "failed" in piece else None
+            fields = _error_of_event(_event(piece)) if _may_have_error(piece) else None
             if fields is not None:
                 return error_seen(fields)
         if is_cut and _LONG_ERROR.search(_pieces(head)[-1]):
             return error_seen(_SOME_ERROR)
     if not any(_DATA.search(piece) for piece in (*reversed(last), *first)):
         return None if is_cut else error_seen({"event": "none"})
-    event = _last_event_of(last, is_cut=is_cut)
-    if event is None or (event in _CHUNKS and any(map(_DONE.search, last))):
-        return None
+    event, is_done = _last_event_of(last, is_cut=is_cut), any(map(_DONE.search, last))
+    if is_done or event in (None, "message_stop"):
+        if not is_cut and not any(map(_says, last)):
+            return error_seen({"event": "none"})
+        if event in _CHUNKS:
+            return None
+    if event is None:
+        is_known = any(word in text for text in (head, tail) for word in _EVENTS_OF_ANSWERS)
+        return None if is_known else error_seen({"event": "unlike"})
     return error_seen({"event": event})
+
+
+def _may_have_error(text: str) -> bool:
+    return any(word in text for word in _ERROR_WORDS)
+
+
+def _says(piece: str) -> bool:
+    """An event has a token, or why there is none; what is not known here is taken for one."""
+    if _DATA.search(piece) is None:
+        return False
+    fields = _decoded(_event(piece).data)
+    if fields is None:
+        return True
+    choices = fields.get("choices")
+    if isinstance(choices, list):
+        return not all(isinstance(choice, dict) and _is_bare(choice) for choice in choices)
+    return fields.get("type") not in ("message_start", "message_stop")
+
+
+def _is_bare(choice: dict[str, Any]) -> bool:
+    """Nothing but the role has been said."""
+    return all(
+        value in (None, "", [])
+        or name in ("role", "index")
+        or (name == "delta" and isinstance(value, dict) and _is_bare(value))
+        for name, value in choice.items()
+    )
 
 
 def _error_of_event(event: _Event) -> dict[str, Any] | None:
@@ -229,11 +279,13 @@ def _error_of_event(event: _Event) -> dict[str, Any] | None:
 
 def _error_of(fields: dict[str, Any]) -> dict[str, Any] | None:
     """The same of one object: an event's, or an answer."""
-    error = fields.get("error")
-    if error and isinstance(error, dict | str):
-        return _words_of(error)
-    if fields.get("object") == "error":
+    for error in (fields.get("error"), fields.get("errors")):
+        if error and isinstance(error, dict | str | list):
+            return _words_of(error)
+    if "error" in (fields.get("object"), fields.get("status")):
         return _words_of(fields)
+    if fields.get("status") == "failed":
+        return _reason("failed")
     kind = fields.get("type")
     if kind == "error":
         return _words_of(fields) | {"type": None}
@@ -241,14 +293,20 @@ def _error_of(fields: dict[str, Any]) -> dict[str, Any] | None:
         response = fields.get("response")
         return _words_of(response.get("error") if isinstance(response, dict) else None)
     choices = fields.get("choices")
-    if isinstance(choices, list) and any(
-        isinstance(choice, dict) and choice.get("finish_reason") == "error" for choice in choices
-    ):
-        return _SOME_ERROR
+    for choice in choices if isinstance(choices, list) else ():
+        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+        if isinstance(reason, str) and reason in _NO_REASONS:
+            return _reason(reason)
     return None
 
 
+def _reason(word: str) -> dict[str, Any]:
+    return {"type": word, **_SOME_ERROR}
+
+
 def _words_of(error: object) -> dict[str, Any]:
+    if isinstance(error, list):
+        error = error[0]
     if not isinstance(error, dict):
         return _SOME_ERROR
     return {"type": error.get("type"), "code": error.get("code"), **_SOME_ERROR}
@@ -284,6 +342,8 @@ def _of_json(head: str, tail: str, *, is_cut: bool) -> Told:
     if not _is_closed(head, tail):
         return Told(UNKNOWN, error_seen(_SOME_ERROR))
     error = _error_in_cut_json(head, tail) if is_cut else _error_in_json(tail)
+    if error is None:
+        error = _lack_in_json(head, is_cut=is_cut)
     top = next((text for text, depth in _objects(tail, "usage") if depth == 1), "")
     if not top and is_cut:
         top = _usage_ahead(head)
@@ -297,25 +357,37 @@ def _is_closed(head: str, tail: str) -> bool:
 
 
 def _error_in_json(text: str) -> dict[str, Any] | None:
-    if "rror" not in text and "failed" not in text and "detail" not in text:
+    if not any(word in text for word in _WORDS_OF_JSON):
         return None
     fields = _decoded(text)
-    if fields is None:
-        return None
-    if fields.get("status") == "failed":
-        return _words_of(fields.get("error"))
+    if fields is None:  # a line each, perhaps
+        lines = filter(None, map(_decoded, text.splitlines()))
+        return next(filter(None, map(_error_of, lines)), None)
+    if fields.get("status") == "cancelled":
+        return _reason("cancelled")
     return _SOME_ERROR if next(iter(fields), "") == "detail" else _error_of(fields)
+
+
+def _lack_in_json(text: str, *, is_cut: bool) -> dict[str, Any] | None:
+    """That there is no choice, or nothing of what answers have that generate."""
+    if not is_cut and len(text) >= _LEAST_JSON and not any(key in text for key in _KEYS_OF_ANSWERS):
+        return {"event": "unlike"}
+    found = _NO_CHOICE.search(text)
+    return {"event": "none"} if found is not None and _depth(text[: found.start()]) == -1 else None
 
 
 def _error_in_cut_json(head: str, tail: str) -> dict[str, Any] | None:
     if _LONG_ERROR.match(head.lstrip()):
         return _SOME_ERROR
-    error = _decoded(next((text for text, depth in _objects(tail, "error") if depth == 1), ""))
+    keys = (each for key in ("error", "errors") for each in _objects(tail, key))
+    error = _decoded(next((text for text, depth in keys if depth == 1), ""))
     if error:
         return _words_of(error)
-    for found in _found(tail, "status"):
-        if tail.startswith('"failed"', found) and _depth(tail[found:]) == 1:
-            return _SOME_ERROR
+    for key, pattern, ends in (("status", _STATUS, "}"), ("finish_reason", _REASON, "}]}")):
+        for found in _found(tail, key):
+            value = pattern.match(tail, found)
+            if value is not None and _open_ends(tail[found:]) == ends:
+                return _reason(value[1])
     return None
 
 
@@ -367,6 +439,21 @@ def _depth(text: str) -> int:
     """Closing less opening brackets, strings apart."""
     text = _STRING.sub("", _ESCAPE.sub("", text))
     return text.count("}") + text.count("]") - text.count("{") - text.count("[")
+
+
+def _open_ends(text: str) -> str:
+    """The brackets that close and do not open in it, strings apart; four at most."""
+    depth, ends = 0, ""
+    for bracket in _NO_BRACKET.sub("", _STRING.sub("", _ESCAPE.sub("", text))):
+        if bracket in "{[":
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            ends += bracket
+            if len(ends) > _MOST_ENDS:
+                break
+    return ends
 
 
 def _decoded(text: str) -> dict[str, Any] | None:

@@ -46,8 +46,6 @@ from extproc.values.placements import Decision
 from metadata_center.addresses import Address
 from metadata_center.types import RequestId
 
-_NAMING = ("application/json", "text/event-stream")
-
 ALIVE_S = 10.0
 """How often a request that runs is said to: many times within any sensible lease."""
 
@@ -362,12 +360,13 @@ class PickExchange:
         for header in message.response_headers.headers.headers:
             if header.key == ":status":
                 text = str(header.raw_value, "ascii", "replace") or header.value
-                self._status = int(text) if text.isdigit() else 0
+                self._status = int(text) if len(text) == 3 and text.isascii() and text.isdigit() else 0
             elif header.key == "content-type":
                 self._type = str(header.raw_value, "utf-8", "replace") or header.value
             elif header.key == CONTENT_ENCODING:
                 coding = str(header.raw_value, "ascii", "replace") or header.value
-                self._encoded = coding.strip().lower() not in ("", "identity")
+                codings = {each.strip() for each in coding.lower().split(",")}
+                self._encoded = not codings <= {"", "identity"}
         self._answer.begins(self._type, is_encoded=self._encoded)
         if self._decision is None:
             return
@@ -464,5 +463,6 @@ class PickExchange:
 
 
 def _is_text(content_type: str | None) -> bool:
-    """An answer that says the model's name: JSON, or a stream of it."""
-    return content_type is not None and content_type.partition(";")[0].strip().lower() in _NAMING
+    """An answer that says the model's name: JSON, or a stream of it; of several types the first counts."""
+    kind = "" if content_type is None else content_type.partition(",")[0].partition(";")[0].strip().lower()
+    return kind == "text/event-stream" or kind.endswith("json")

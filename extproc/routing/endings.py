@@ -30,7 +30,7 @@ from extproc.values.endings import (
 from extproc.values.evidence import FailureKind, NoFailure
 from extproc.values.inflight import Inflight
 from extproc.values.outcomes import Ended, Outcome
-from extproc.values.requests import GENERATING, SPEECH_TO_TEXT
+from extproc.values.requests import GENERATING, SPEECH_TO_TEXT, Operation
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
 
@@ -192,9 +192,20 @@ def _foreseen_ttft_s(request: Inflight, row: int) -> float | None:
 
 def _ttft_s(request: Inflight, end: RequestEnd) -> float | None:
     """From sending to the engine to its first token: as Envoy saw it, unless other bytes came first."""
+    if _begins_unseen(request):
+        return None
     if request.first_byte_is_token or request.first_token_s is None:
         return end.ttft_s
     return request.first_token_s - request.decided_s
+
+
+def _begins_unseen(request: Inflight) -> bool:
+    """Nobody saw its first token (`signals.first_chunk` is off), and the first byte says nothing of it.
+
+    A stream of the Responses API begins with `response.created`, before anything is computed.
+    """
+    record = request.record
+    return request.first_token_s is None and record.stream and record.operation is Operation.RESPONSES
 
 
 def _times(request: Inflight, end: RequestEnd) -> tuple[float | None, float]:
@@ -204,7 +215,7 @@ def _times(request: Inflight, end: RequestEnd) -> tuple[float | None, float]:
     a token.
     """
     if request.first_token_s is None or end.ttft_s is None:
-        return end.stream_s, 0.0
+        return None if _begins_unseen(request) else end.stream_s, 0.0
     later_s = max(0.0, request.first_token_s - request.decided_s - end.ttft_s)
     if request.first_byte_is_token:
         return end.stream_s, later_s if end.attempts > 1 else 0.0

@@ -19,8 +19,9 @@ class FailureKind(StrEnum):
         STALLED: The answer began and then stood still until Envoy gave up.
         ERROR_IN_ANSWER: A good status, and an error in the body or among the events of the stream.
         TRUNCATED: The answer ended well formed and before its last event.
-        EMPTY_ANSWER: A good status and nothing, or no token, in the body.
-        WRONG_CONTENT: A good status and a body that no inference API answers with, such as HTML.
+        EMPTY_ANSWER: A good status and nothing, no choice or no token, in the body.
+        WRONG_CONTENT: A good status and a body that no inference API answers with, such as HTML, or JSON
+            without anything that was generated.
         OVERLOADED: 429.
         REFUSED: Any other 4xx or 501, by status or by the error in the stream: often the client's own fault.
         MISSING_MODEL: 404: the endpoint does not serve the model or adapter that it was asked for.
@@ -58,4 +59,7 @@ TRUNCATED: Final = "truncated"
 """In place of an error's words: the answer ended well formed and before its last event."""
 
 EMPTY: Final = "empty"
-"""Likewise: a stream without any data."""
+"""Likewise: an answer without any choice, a stream without any token."""
+
+UNLIKE: Final = "unlike"
+"""Likewise: JSON that no API of `GENERATING` answers with; others may."""

@@ -24,6 +24,16 @@ ERROR = {"error": {"message": "engine core is gone", "type": "InternalServerErro
 LONG_ERROR = data({"error": {"message": "gone " * 5_000, "code": 500}})
 LONG = TOKEN * 500
 """Events that fill more than is kept of either end of an answer."""
+USAGE = {"prompt_tokens": 9, "completion_tokens": 0}
+
+
+def chat_event(reason: str | None = None, **delta: object) -> bytes:
+    """One event of a chat."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    return data({"object": "chat.completion.chunk", "choices": [choice]})
+
+
+ROLE = chat_event(role="assistant", content="")
 
 
 def whole(status: int, body: object) -> Behaviour:
@@ -186,6 +196,67 @@ CASES = {
         STREAM,
         "error_in_answer",
     ),
+    **{
+        name: Case("chat/completions", whole(200, body), STREAM, "error_in_answer")
+        for name, body in {
+            "errors": {"errors": [{"message": "gone", "code": 500}]},
+            "errors-in-words": {"errors": ["gone"], "data": None},
+            "errors-by-name": {"id": "x", "errors": {"engine": "gone"}},
+            "errors-at-length": {"errors": [{"message": "gone " * 10_000}]},
+            "status": {"status": "error", "message": "gone"},
+            "abort": {"choices": [{"message": {"content": "["}, "finish_reason": "abort"}], "usage": USAGE},
+        }.items()
+    },
+    "errors-of-the-client": Case(
+        "chat/completions",
+        whole(200, {"errors": [{"message": "no", "type": "BadRequestError", "code": 400}]}),
+        STREAM,
+        "refused",
+    ),
+    **{
+        f"{name}-in-a-stream": Case("chat/completions", events(TOKEN, event, DONE), STREAM, "error_in_answer")
+        for name, event in {
+            "errors": data({"errors": [{"message": "gone", "code": 500}]}),
+            "errors-in-words": data({"errors": ["gone"]}),
+            "status": data({"status": "error", "message": "gone"}),
+            "abort": chat_event("abort"),
+        }.items()
+    },
+    "failed-as-its-tool": Case(
+        "responses",
+        whole(200, {"output": [{"type": "mcp_call", "status": "failed"}], "status": "failed", "error": None}),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    "cancelled": Case(
+        "responses",
+        whole(200, {"output": [], "status": "cancelled", "error": None}),
+        RESPONSES,
+        "error_in_answer",
+    ),
+    **{
+        name: Case("chat/completions", whole(200, body), STREAM, kind)
+        for name, body, kind in (
+            ("no-choice", {"id": "x", "choices": [], "usage": USAGE}, "empty_answer"),
+            ("null-for-choices", {"id": "x", "choices": None}, "empty_answer"),
+            ("no-answer", {"message": "gone"}, "wrong_content"),
+            ("no-success", {"success": False, "code": 50_001}, "wrong_content"),
+        )
+    },
+    **{
+        name: Case("chat/completions", events(*parts), STREAM, kind)
+        for name, parts, kind in (
+            ("usage-alone", (data({"choices": [], "usage": USAGE}), DONE), "empty_answer"),
+            ("role-alone", (ROLE, DONE), "empty_answer"),
+            (
+                "role-and-usage",
+                (ROLE, chat_event(), data({"choices": [], "usage": USAGE}), DONE),
+                "empty_answer",
+            ),
+            ("no-answer-in-a-stream", (data({"message": "gone"}), DONE), "wrong_content"),
+        )
+    },
+    "message-without-anything": Case("messages", events(MESSAGES[0], MESSAGES[3]), MESSAGES, "empty_answer"),
     "redirect": Case("chat/completions", whole(302, {}), STREAM, "refused"),
     "not-modified": Case("chat/completions", whole(304, {}), STREAM, "refused"),
     "empty": Case("chat/completions", nothing, STREAM, "empty_answer"),
@@ -275,4 +346,86 @@ NO_ERRORS = {
         "chat/completions",
         (TOKEN, TOKEN.replace(b'"index"', b'"finish_reason": "stop", "index"')),
     ),
+    "usage-at-the-end": ("chat/completions", STREAM),
+    "no-choice-at-first": (
+        "chat/completions",
+        (data({"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}), ROLE, *STREAM),
+    ),
+    "nothing-to-say": (
+        "chat/completions",
+        (ROLE, chat_event("stop"), data({"choices": [], "usage": USAGE}), DONE),
+    ),
+    "tools-alone": (
+        "chat/completions",
+        (
+            ROLE,
+            chat_event(tool_calls=[{"index": 0, "id": "t", "function": {"name": "f", "arguments": '{["'}}]),
+            DONE,
+        ),
+    ),
+    "unheard-of-alone": ("chat/completions", (ROLE, chat_event(audio={"id": "a"}), DONE)),
+    "text-alone": (
+        "completions",
+        (data({"object": "text_completion", "choices": [{"index": 0, "text": "a"}]}), DONE),
+    ),
+    "no-errors": ("chat/completions", (data({"errors": [], "choices": [{"delta": {"content": "a"}}]}), DONE)),
+    "speaks-of-aborts": (
+        "chat/completions",
+        (TOKEN.replace(b'"a"', rb'"{\"errors\": [1], \"finish_reason\": \"abort\"}"'), DONE),
+    ),
+    "argument-that-aborts": (
+        "messages",
+        (
+            MESSAGES[0],
+            typed(
+                "content_block_start",
+                content_block={
+                    "type": "tool_use",
+                    "input": {"finish_reason": "abort", "status": "error", "errors": ["x"], "choices": []},
+                },
+            ),
+            *MESSAGES[2:],
+        ),
+    ),
+    "nothing-in-messages": ("messages", (MESSAGES[0], *MESSAGES[2:])),
+    "incomplete": (
+        "responses",
+        (*RESPONSES[:2], typed("response.incomplete", response={"status": "incomplete", "output": []})),
+    ),
+    "nothing-in-a-response": (
+        "responses",
+        (RESPONSES[0], typed("response.completed", response={"status": "completed", "output": []})),
+    ),
+}
+
+NO_ERRORS_IN_JSON: dict[str, tuple[str, object]] = {
+    "tool": (
+        "/v1/chat/completions",
+        {"choices": [{"message": {"tool_calls": [{"arguments": '{"errors":["x"],"status":"error"}'}]}}]},
+    ),
+    "empty-errors": (
+        "/v1/chat/completions",
+        {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "errors": [], "error": None},
+    ),
+    "text": ("/v1/completions", {"choices": [{"text": '"status": "error"', "finish_reason": "length"}]}),
+    "label": ("/classify", {"data": [{"label": "error", "probs": [1.0]}]}),
+    "input": (
+        "/v1/messages",
+        {
+            "content": [{"type": "tool_use", "input": {"status": "failed", "errors": ["x"], "choices": []}}],
+            "stop_reason": "tool_use",
+        },
+    ),
+    "nothing": ("/v1/messages", {"content": [], "stop_reason": "end_turn"}),
+    "incomplete": ("/v1/responses", {"status": "incomplete", "output": [], "error": None}),
+    "failed-tool": ("/v1/responses", {"output": [{"status": "failed", "error": "x"}], "status": "completed"}),
+    "embeddings": ("/v1/embeddings", {"data": [{"embedding": "AAAA"}]}),
+    "compacted": ("/v1/responses/compact", {"object": "response.compaction", "output": []}),
+    "input-tokens": ("/v1/responses/input_tokens", {"object": "response.input_tokens", "input_tokens": 7}),
+    "count-tokens": ("/v1/messages/count_tokens", {"input_tokens": 7}),
+    "tokens": ("/tokenize", {"count": 1, "tokens": [7]}),
+    "prompt": ("/detokenize", {"prompt": "hello"}),
+    "rerank": ("/rerank", {"results": [{"index": 0, "relevance_score": 0.5}]}),
+    "score": ("/score", {"data": [{"score": 0.5}]}),
+    "pooling": ("/pooling", {"data": [{"data": [0.5]}]}),
 }

@@ -56,7 +56,7 @@ def written(kind: str, *pieces: bytes, pause_s: float = 0.0, coding: str | None 
 
 @case(14, "A JSON answer in several chunks goes on as it is, and one that is no JSON as well.")
 async def _(picked: Picked) -> None:
-    for pieces in ((b'{"cho', b'ices": []', b"}"), (b'{"choices": [', b"\xff\x00nonsense")):
+    for pieces in ((b'{"cho', b'ices": [{}]', b"}"), (b'{"choices": [', b"\xff\x00nonsense")):
         picked.recorder.behaviour = written("application/json", *pieces)
         reply = await picked.post(chat("recorded", "x"))
         assert (reply.status, reply.body) == (200, b"".join(pieces))
@@ -98,7 +98,7 @@ async def _(picked: Picked) -> None:
         await stream.answer(served=keys[2])
         assert (await stream.heard()).HasField("response_headers")
         assert await requests() == [4, 0, 3]
-        await stream.chunk(b'{"choices": []}', end=True)
+        await stream.chunk(b'{"choices": [{}]}', end=True)
         assert (await stream.heard()).HasField("response_body")
         assert await requests() == [4, 0, 2]
 

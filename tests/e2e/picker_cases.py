@@ -241,7 +241,7 @@ def _named(*cuts: int) -> tuple[bytes, Behaviour]:
 @case(11, "A model that is rewritten, by a rule or by header, is so in the request, and back in the answer.")
 async def _(picked: Picked) -> None:
     async def whole(_: web.Request) -> web.StreamResponse:
-        return web.json_response({"model": "base", "choices": [], "text": '"model":"base"'})
+        return web.json_response({"model": "base", "choices": [{}], "text": '"model":"base"'})
 
     for asked, headers in (
         ("tuned", {}),

@@ -62,7 +62,7 @@ async def occupied(picked: Picked, *loads: int) -> AsyncIterator[None]:
 
     async def behaviour(_: web.Request) -> web.StreamResponse:
         await done.wait()
-        return web.json_response({"choices": []})
+        return web.json_response({"choices": [{}]})
 
     for recorder in picked.three:
         recorder.behaviour = behaviour

@@ -125,7 +125,7 @@ def _mixed(rng: random.Random) -> tuple[str, list[bytes]]:
     """Any answer: its type, and the pieces it is written in."""
     kind = rng.choices(("json", "events", "10 MB", "5,000 events"), (75, 23, 1, 1))[0]
     if kind == "json":
-        body = json.dumps({"choices": [], "text": rng.randbytes(rng.randrange(20_000)).hex()}).encode()
+        body = json.dumps({"choices": [{}], "text": rng.randbytes(rng.randrange(20_000)).hex()}).encode()
         size = rng.randrange(1, len(body) + 1)
         return "application/json", [body[at : at + size] for at in range(0, len(body), max(size, 500))] or [
             b""

@@ -147,6 +147,28 @@ async def test_refused_by_envoy(plain: Shared, name: str) -> None:
     assert said["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("expected", [b"200-ok", b"100-continue, 200-ok", b"x", b""])
+async def test_what_else_a_client_expects_no_engine_hears(plain: Shared, expected: bytes) -> None:
+    """Envoy itself says that the body may come; nobody here promises anything else."""
+    head = HEAD + b"expect: %b\r\ncontent-length: %d\r\n\r\n" % (expected, len(BODY))
+    assert (await exchange(plain.stack.port, head + BODY)).status == 200
+    (received,) = plain.recorder.received
+    assert "expect" not in received.headers
+
+
+async def test_a_client_that_waits_for_100_continue_hears_it(plain: Shared) -> None:
+    """And the engine is not asked for it again."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", plain.stack.port)
+    writer.write(HEAD + b"expect: 100-Continue\r\ncontent-length: %d\r\n\r\n" % len(BODY))
+    async with asyncio.timeout(20):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        writer.write(BODY)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    (received,) = plain.recorder.received
+    assert "expect" not in received.headers
+
+
 async def test_query_string(plain: Shared) -> None:
     """A query string does not hide an inference path."""
     reply = await send(plain.stack, "POST", "/v1/chat/completions?api-version=1", chat("recorded", "hello"))

@@ -100,7 +100,7 @@ async def test_what_looks_like_an_error_and_is_an_answer(behind: Behind, name: s
     path, parts = NO_ERRORS[name]
     behind.recorder.behaviour = events(*parts)
     body = response(0) if path == "responses" else conversation(0)
-    await ask(behind, f"/v1/{path}", body | {"model": "recorded"})
+    await ask(behind, f"/v1/{path}", body | {"model": "recorded", "prompt": "hi"})
     assert (await behind.outcome())["ended"] == "completed"
 
 

@@ -12,28 +12,10 @@ from openai import AsyncOpenAI
 from extproc.request.parse import INFERENCE_PATHS
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import Reply, check, exchange, send
+from tests.e2e.small_api_bodies import BODIES, MESSAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-MESSAGES = [{"role": "user", "content": "hello"}]
-
-BODIES: dict[str, dict[str, Any]] = {
-    "/v1/responses/compact": {"input": MESSAGES},
-    "/v1/responses/input_tokens": {"input": "hello"},
-    "/v1/messages/count_tokens": {"messages": MESSAGES},
-    "/tokenize": {"prompt": "hello"},
-    "/v1/tokenize": {"prompt": "hello"},
-    "/detokenize": {"tokens": [1, 2, 3]},
-    "/v1/detokenize": {"tokens": [1, 2, 3]},
-    "/rerank": {"query": "which?", "documents": ["one", "two"]},
-    "/v1/rerank": {"query": "which?", "documents": ["one", "two"]},
-    "/v2/rerank": {"query": "which?", "documents": ["one", "two"]},
-    "/score": {"text_1": "which?", "text_2": ["one", "two"]},
-    "/v1/score": {"text_1": "which?", "text_2": ["one", "two"]},
-    "/classify": {"input": "hello"},
-    "/v1/classify": {"input": "hello"},
-    "/pooling": {"input": "hello"},
-}
 AUDIO_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 
 

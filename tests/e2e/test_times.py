@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.e2e.event_streams import DONE, RESPONSES, TOKEN, data, typed
+from tests.e2e.event_streams import DONE, MESSAGES, RESPONSES, TOKEN, data, typed
 from tests.e2e.harness import (
     Behaviour,
     Recorder,
@@ -30,6 +30,8 @@ WAIT_S = 1.0
 
 TOKENS = 5
 USAGE = data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": TOKENS}})
+BEGUN = MESSAGES[0] + typed("content_block_start", index=0, content_block={"type": "text", "text": ""})
+DELTA = typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": TOKENS})
 COMPLETED = typed("response.completed", response={"usage": {"input_tokens": 9, "output_tokens": TOKENS}})
 
 
@@ -54,7 +56,8 @@ async def timed() -> AsyncIterator[tuple[Stack, Recorder]]:
     """Models at one engine, so that each has series of its own."""
     async with recording() as recorder:
         clusters = [
-            cluster(name, [recorder.key]) for name in ("commented", "announced", "retried", "several")
+            cluster(name, [recorder.key])
+            for name in ("commented", "announced", "begun", "retried", "several")
         ]
         models = {each["name"]: {"rules": [{"cluster": each["name"]}]} for each in clusters}
         config = {"models": models, "signals": {"first_byte_timeout_s": WAIT_S}}
@@ -93,6 +96,7 @@ async def times_of(stack: Stack, model: str, operation: str) -> tuple[float, flo
             waits(b": keep-alive\n\n", *[TOKEN] * TOKENS, USAGE, DONE),
         ),
         ("announced", "/v1/responses", "responses", waits(RESPONSES[0], *[RESPONSES[1]] * TOKENS, COMPLETED)),
+        ("begun", "/v1/messages", "messages", waits(BEGUN, *[MESSAGES[1]] * TOKENS, DELTA, MESSAGES[3])),
     ],
 )
 async def test_what_comes_before_a_token_is_no_pace(
@@ -101,7 +105,9 @@ async def test_what_comes_before_a_token_is_no_pace(
     """Neither shown nor learned: the tokens came in what is left of the answer's time after the wait."""
     stack, recorder = timed
     recorder.behaviour = behaviour
-    asked = {"messages": [{"role": "user", "content": "hi"}]} if operation == "chat" else {"input": "hi"}
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    if operation == "responses":
+        asked = {"input": "hi"}
     assert (await send(stack, "POST", path, {"model": model, "stream": True, **asked})).status == 200
     record = await outcome_of(stack)
     ttft_s, tpot_s = await times_of(stack, model, operation)

@@ -149,7 +149,7 @@ async def test_an_envoy_that_stands_still(well: Stack, engine: Recorder) -> None
 
     async def slow(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.2)
-        return web.json_response({"choices": []})
+        return web.json_response({"choices": [{}]})
 
     engine.behaviour = slow
     envoy = well._envoy

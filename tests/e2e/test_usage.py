@@ -83,7 +83,7 @@ async def check(plain: Shared, path: str, parts: Sequence[bytes], *, stream: boo
 )
 async def test_json_by_any_name(plain: Shared, content_type: str) -> None:
     """Parameters, letter case and structured suffixes make no difference."""
-    plain.recorder.behaviour = answering(dumped({"choices": [], "usage": USAGE}), content_type=content_type)
+    plain.recorder.behaviour = answering(dumped({"choices": [{}], "usage": USAGE}), content_type=content_type)
     await ask(plain)
     assert await reported(plain) == REPORTED
 
@@ -158,7 +158,7 @@ async def test_a_coding_that_is_none(plain: Shared, coding: str) -> None:
     ("reason", "coding", "answer"),
     [
         ("encoded", "gzip", gzip.compress(dumped({"usage": USAGE}))),
-        ("absent", "identity", dumped({"choices": []})),
+        ("absent", "identity", dumped({"choices": [{}]})),
     ],
 )
 async def test_unknown_usage_is_counted(plain: Shared, reason: str, coding: str, answer: bytes) -> None:

@@ -42,7 +42,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "hi"},
 }
 MODELS: dict[str, Any] = {
-    "open": {"rules": [{"cluster": "c"}], "aliases": ["org/open"]},
+    "open": {"rules": [{"cluster": "c"}], "aliases": ["org/open", "größe-大-🦀"]},
     "gated": {"rules": [{"cluster": "c", "headers": {"x-team": "red"}}]},
     "partly": {"rules": [{"cluster": "other", "headers": {"x-team": "red"}}, {"cluster": "c"}]},
     "off": {
@@ -243,8 +243,14 @@ STEERING = {
     "backslashes": with_text('"x": "\\\\", "priority": -1, "y": "\\\\\\""'),
     "model_twice": with_text('"model": "open"'),
     "other_model_twice": with_text('"model": "gated"'),
-    "escaped_model": b'{"model": "\\u006fpen", "messages": []}',
-    "escaped_model_key": b'{"m\\u006fdel": "open", "messages": []}',
+    "model_twice_escaped": b'{"m\\u006fdel": "open", "model": "open", "messages": []}',
+    "half_of_a_character": b'{"model": "open\\ud83e", "messages": []}',
+    "other_half_of_a_character": b'{"model": "open\\udd80\\ud83e", "messages": []}',
+    "two_halves_of_none": b'{"model": "open\\ud83e\\u0041", "messages": []}',
+    "model_with_escaped_nul": b'{"model": "open\\u0000", "messages": []}',
+    "no_escape": b'{"model": "\\x6fpen", "messages": []}',
+    "cut_escape": b'{"model": "open\\u00", "messages": []}',
+    "key_of_no_text": b'{"model": "open", "\\ud83e": 1}',
     "model_with_line_end": b'{"model": "open\\r\\nx: y", "messages": []}',
     "model_with_nul": b'{"model": "open\x00", "messages": []}',
     "model_long": json.dumps(chat("m" * 2_000, "hi")).encode(),
@@ -303,6 +309,11 @@ HARMLESS = {
     "other_case": with_text('"Priority": 1'),
     "spaces": b' \r\n\t{ "messages" :[ ] , "model"\n: "open" , "a" : { } , "b":[ ]\t} \n',
     "alias_with_escaped_slash": b'{"model": "org\\/open", "messages": []}',
+    "escaped_model": b'{"model": "\\u006fpen", "messages": []}',
+    "escaped_model_key": b'{"m\\u006fdel": "open", "messages": []}',
+    "escaped_alias": json.dumps({"model": "größe-大-🦀", "messages": []}).encode(),
+    "alias_as_it_is": json.dumps({"model": "größe-大-🦀", "messages": []}, ensure_ascii=False).encode(),
+    "escaped_key": json.dumps({"model": "open", "größe\n🦀": 1, "messages": []}).encode(),
     "large": json.dumps(chat("open", 'x"\\\n' * 100_000)).encode(),
     "token_ids": json.dumps({"model": "open", "prompt": list(range(100_000))}).encode(),
     "utf_8": json.dumps(chat("open", "café 🦀"), ensure_ascii=False).encode(),
@@ -317,12 +328,20 @@ async def test_what_only_looks_like_steering_passes(away: Away) -> None:
     assert sorted(one.body for one in away.engine.received) == sorted(HARMLESS.values())
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "identity, gzip"])
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "identity, gzip", "GZIP", "gzip,", ",x"])
 async def test_a_compressed_body_is_refused(away: Away, encoding: str) -> None:
     """Envoy cannot read it."""
     reply = await post(away.stack, with_text('"x": 1'), {"content-encoding": encoding})
     assert (reply.status, reply.json["error"]["code"]) == (503, "gateway_unavailable")
     assert away.engine.received == []
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity", " identity , IDENTITY,", ","])
+async def test_an_encoding_that_is_none_is_none(away: Away, encoding: str) -> None:
+    """As while Tokenway is there."""
+    reply = await post(away.stack, with_text('"x": 1'), {"content-encoding": encoding})
+    assert reply.status == 200
+    assert len(away.engine.received) == 1
 
 
 async def test_what_calls_itself_grpc_is_refused_as_json(away: Away) -> None:

@@ -57,11 +57,11 @@ DONE = b"data: [DONE]\n\n"
 WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
     "in_the_middle": (
         CHAT,
-        {"id": "c", "usage": USAGE, "prompt_logprobs": None, "x": [{"y": "}"}]},
+        {"id": "c", "usage": USAGE, "choices": [{}], "prompt_logprobs": None, "x": [{"y": "}"}]},
         REPORTED,
     ),
-    "none": (CHAT, {"choices": []}, UNKNOWN),
-    "null": (CHAT, {"choices": [], "usage": None}, UNKNOWN),
+    "none": (CHAT, {"choices": [{}]}, UNKNOWN),
+    "null": (CHAT, {"choices": [{}], "usage": None}, UNKNOWN),
     "said_in_the_text": (
         CHAT,
         {"choices": [{"message": {"content": 'so "usage": ' + json.dumps(LIE)}}], "usage": USAGE},
@@ -114,7 +114,11 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
     ),
     "brackets_in_its_texts": (
         CHAT,
-        {"choices": [], "usage": {"a": "}", "b": '{"x": ["', "c}": "\\", **USAGE, "z": ["}}", '"}']}, "x": 1},
+        {
+            "choices": [{}],
+            "usage": {"a": "}", "b": '{"x": ["', "c}": "\\", **USAGE, "z": ["}}", '"}']},
+            "x": 1,
+        },
         REPORTED,
     ),
     "brackets_in_its_texts_before_a_long_answer": (
@@ -128,7 +132,7 @@ WHOLE: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
         {"id": "c", "usage": PARTS | {"tier": "{"} | USAGE, "results": [LONG]},
         REPORTED,
     ),
-    "beyond_the_bound": (CHAT, {"choices": [], "usage": {"tier": "{", "x": "x" * 8192} | USAGE}, UNKNOWN),
+    "beyond_the_bound": (CHAT, {"choices": [{}], "usage": {"tier": "{", "x": "x" * 8192} | USAGE}, UNKNOWN),
     "embeddings": (
         "/v1/embeddings",
         {"data": [{"embedding": [0.125] * 20_000}], "usage": {"prompt_tokens": 8, "total_tokens": 8}},

@@ -322,10 +322,10 @@ def test_a_model_that_the_pool_rewrites_has_its_old_name_back() -> None:
         message.response_headers.headers.headers.add(key=name, raw_value=value.encode())
     gateway.exchange.on_message(message.SerializeToString())
     (echoed,) = gateway.says(
-        response_body=pb.HttpBody(body=b'{"model":"m","choices":[]}', end_of_stream=True)
+        response_body=pb.HttpBody(body=b'{"model":"m","choices":[{}]}', end_of_stream=True)
     )
     chunk = echoed.response_body.response.body_mutation.streamed_response
-    assert (chunk.body, chunk.end_of_stream) == (b'{"model":"theirs","choices":[]}', True)
+    assert (chunk.body, chunk.end_of_stream) == (b'{"model":"theirs","choices":[{}]}', True)
     gateway.exchange.on_half_close()
     assert gateway.is_clean()
     gateway.open()

@@ -40,6 +40,16 @@ def test_the_time_of_a_token_begins_with_the_first_one(rig: Rig, late: bool, pac
     assert tpot.mean_error_s == pytest.approx(snapshot.steps_s[0] - pace_s, abs=1e-3)
 
 
+def test_the_first_byte_of_a_response_is_no_token(rig: Rig) -> None:
+    """Where nobody looks for the first token: `response.created` comes before anything is computed."""
+    asked = {"model": MODEL, "stream": True}
+    for path, prompt, ttft_s in (("/v1/responses", "input", None), (COMPLETIONS, "prompt", 0.5)):
+        rig.gateway.decide(request_line(path, path), orjson.dumps({**asked, prompt: "x" * 1000}))
+        rig.end(path, ttft_s=0.5, stream_s=5.0, completion_tokens=11)
+        assert rig.endings[-1].outcome.ttft_s == ttft_s
+        assert rig.endings[-1].tpot_s == (None if ttft_s is None else pytest.approx(0.5))
+
+
 def test_a_first_token_after_the_last_byte_is_no_pace(rig: Rig) -> None:
     """Clocks of two processes may disagree by a little."""
     rig.decide("r", chat("x" * 1000, stream=True))

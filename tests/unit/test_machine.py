@@ -248,7 +248,7 @@ def feed(chunks: list[bytes], *, late: bool = False, ends: bool = True) -> list[
 CONTINUE = SendContinue(MessageKind.RESPONSE_BODY)
 ON_TIME, LATE = [FirstToken(late=False), Finish()], [FirstToken(late=True), Finish()]
 COMMENT = b": keep-alive {data: not yet}\n\n"
-DATA = b'data: {"choices":[]}\n\n'
+DATA = b'data: {"choices":[{}]}\n\n'
 
 
 def test_the_first_data_is_the_first_token_and_is_not_answered() -> None:

@@ -14,6 +14,7 @@ from extproc.accesslog.usage import UNKNOWN, Usage
 from extproc.picker import reading
 from extproc.picker.answer import HEAD_BYTES, TAIL_BYTES, PassingAnswer
 from extproc.picker.reading import NOTHING, Told, read_answer
+from tests.e2e.answer_cases import NO_ERRORS, NO_ERRORS_IN_JSON, ROLE, chat_event
 from tests.e2e.event_streams import DONE, MESSAGES, PING, RESPONSES, TOKEN, by_cr, data, typed
 from tests.e2e.usage_cases import REPORTED, STREAMS, WHOLE, dumped, event
 
@@ -149,7 +150,43 @@ FAILING: dict[str, tuple[str, bytes, str]] = {
     "long-json": (JSON, dumped({"error": {"message": "gone " * 9_000}}), "error"),
     "behind-a-long-answer": (JSON, dumped({"x": "gone " * 9_000, "error": ERROR}), "InternalServerError 500"),
     "failed": (JSON, dumped({"status": "failed", "error": {"code": "server_error"}}), "server_error"),
-    "failed-behind-a-long-answer": (JSON, dumped({"x": "x" * 40_000, "status": "failed"}), "error"),
+    "failed-behind-a-long-answer": (JSON, dumped({"x": "x" * 40_000, "status": "failed"}), "failed"),
+    "errors": (JSON, dumped({"errors": [ERROR]}), "InternalServerError 500"),
+    "errors-behind-a-long-answer": (
+        JSON,
+        dumped({"x": "x" * 40_000, "errors": ERROR}),
+        "InternalServerError 500",
+    ),
+    "errors-in-words": (JSON, dumped({"errors": ["gone"]}), "error"),
+    "errors-in-events": (EVENTS, TOKEN + data({"errors": [ERROR]}) + DONE, "InternalServerError 500"),
+    "status": (JSON, dumped({"status": "error", "code": 500}), "500"),
+    "status-in-events": (EVENTS, TOKEN + data({"status": "error", "code": 500}), "500"),
+    "long-status": (JSON, dumped({"status": "error", "message": "gone " * 9_000}), "error"),
+    "abort": (
+        JSON,
+        dumped({"choices": [{"message": {}, "finish_reason": "abort"}], "usage": USAGE}),
+        "abort",
+    ),
+    "abort-of-a-long-answer": (
+        JSON,
+        dumped({"choices": [{"message": {"content": "a" * 40_000}, "finish_reason": "abort"}]}),
+        "abort",
+    ),
+    "abort-in-events": (EVENTS, TOKEN + chat_event("abort") + DONE, "abort"),
+    "cancelled": (JSON, dumped({"status": "cancelled", "output": []}), "cancelled"),
+    "lines": (
+        "application/x-ndjson",
+        b'{"choices": [{}]}\n' + dumped({"error": ERROR}) + b"\n{}",
+        "InternalServerError 500",
+    ),
+    "no-choice": (JSON, dumped({"choices": [], "usage": USAGE}), "empty"),
+    "no-choices": (JSON, dumped({"id": "x", "choices": None}), "empty"),
+    "no-answer": (JSON, dumped({"message": "gone"}), "unlike"),
+    "no-answer-in-events": (EVENTS, data({"message": "gone"}) + DONE, "unlike"),
+    "usage-alone": (EVENTS, EVENT + DONE, "empty"),
+    "role-alone": (EVENTS, ROLE + DONE, "empty"),
+    "role-and-usage": (EVENTS, ROLE + chat_event() + EVENT + DONE, "empty"),
+    "message-without-anything": (EVENTS, MESSAGES[0] + MESSAGES[3], "empty"),
     "detail": (JSON, dumped({"detail": "Not Found"}), "error"),
     "no-json": (JSON, b"Internal Server Error", "error"),
     "half-of-json": (JSON, b'{"choices": [{"message": {', "error"),
@@ -167,7 +204,7 @@ def test_errors_are_seen(case: str, size: int) -> None:
 IN_THE_MIDST: dict[str, tuple[bytes, str]] = {
     case: (body, expected)
     for case, (kind, body, expected) in FAILING.items()
-    if kind == EVENTS and expected not in ("truncated", "empty")
+    if kind == EVENTS and expected not in ("truncated", "empty", "unlike")
 }
 FILLER = TOKEN * 500
 """More than is kept of either end."""
@@ -230,8 +267,8 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
     ),
     "long-text": (EVENTS, TOKEN.replace(b'"a"', rb'"data: {\"error\": {\"' + b"a" * 40_000 + b'"') + DONE),
     "argument": (EVENTS, MESSAGES[0] + typed("x", block={"input": {"error": "x"}}) + b"".join(MESSAGES[2:])),
-    "null": (EVENTS, data({"error": None, "choices": [{"delta": {}}]}) + DONE),
-    "empty": (EVENTS, data({"error": {}, "choices": [{"delta": {}}]}) + DONE),
+    "null": (EVENTS, data({"error": None, "choices": [{"delta": {"content": "a"}}]}) + DONE),
+    "empty": (EVENTS, data({"error": {}, "choices": [{"delta": {"content": "a"}}]}) + DONE),
     "no-stop": (EVENTS, b"".join(MESSAGES[:3])),
     "pinged": (EVENTS, b"".join(MESSAGES) + PING),
     "tool": (EVENTS, typed("response.output_item.done", item={"error": "no file"}) + RESPONSES[2]),
@@ -240,8 +277,15 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
     "json-text": (JSON, dumped({"choices": [{"message": {"content": '{"error": {}} failed detail'}}]})),
     "json-argument": (JSON, dumped({"content": [{"input": {"error": "x", "status": "failed"}}]})),
     "json-argument-at-length": (JSON, dumped({"x": "x" * 40_000, "y": [{"error": {"a": 1}}]})),
-    "list": (JSON, b"\xef\xbb\xbf [1, 2]\n"),
+    "list": (JSON, b'\xef\xbb\xbf [{"embedding": [1, 2]}]\n'),
     "audio": ("audio/wav", b"RIFF error"),
+    **{name: (EVENTS, b"".join(parts)) for name, (_, parts) in NO_ERRORS.items()},
+    **{
+        f"json-{name}": (JSON, dumped(answer))
+        for name, (path, answer) in NO_ERRORS_IN_JSON.items()
+        if path
+        in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
+    },
 }
 
 
