@@ -85,6 +85,15 @@ OLDEST_TESTS := $(addprefix e2e/test_,istio_profile streams answers framing http
 test-envoy-oldest: install envoy-oldest
 	$(OLDEST) $(BIN)/pytest -q $(OLDEST_TESTS:%=tests/%.py)
 
+# The end-to-end tests that say nothing of one bootstrap alone (tests/e2e/variants.py), with the Envoy of an Istio gateway.
+.PHONY: test-istio-profile test-envoy-gateway
+test-istio-profile: install envoy
+	TOKENWAY_PROFILE=istio $(BIN)/pytest -q tests/e2e
+
+# Envoy Gateway's own translator. Builds it with Go first: minutes, once.
+test-envoy-gateway: egctl envoy kubectl
+	$(BIN)/pytest -q tests/e2e/test_envoy_gateway.py
+
 # A real istiod. Builds it with Go first: some minutes, once.
 test-istio: istiod envoy
 	$(BIN)/pytest -q -m "istio and not kubernetes"

@@ -360,7 +360,7 @@ class PickExchange:
         for header in message.response_headers.headers.headers:
             if header.key == ":status":
                 text = str(header.raw_value, "ascii", "replace") or header.value
-                self._status = int(text) if text.isdigit() else 0
+                self._status = int(text) if len(text) == 3 and text.isascii() and text.isdigit() else 0
             elif header.key == "content-type":
                 self._type = str(header.raw_value, "utf-8", "replace") or header.value
             elif header.key == CONTENT_ENCODING:

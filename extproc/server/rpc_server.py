@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable
+from errno import ENOENT
 from pathlib import Path
 from typing import Protocol
 
@@ -39,14 +41,17 @@ class RpcServer(Protocol):
 
 
 def check_free(addresses: Iterable[str]) -> None:
-    """Make sure that no other program listens where several workers are to.
+    """Make sure that workers can listen there.
 
     Raises:
-        OSError: One does; among workers that share an address it would go unnoticed.
+        OSError: Another program does: among workers that share an address it would go unnoticed, and a worker
+            that alone listens there would die again and again. Or there is no folder for a socket.
     """
     for address in addresses:
         if not address.startswith("unix:"):
             _opened(address).close()
+        elif not Path(address.removeprefix("unix:")).parent.is_dir():
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), address.removeprefix("unix:"))
 
 
 class OwnServer:

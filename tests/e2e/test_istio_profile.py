@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import pytest_asyncio
@@ -18,7 +18,19 @@ from aiohttp import web
 
 from testbed.assembled import assembled
 from tests.e2e.assembled_stack import AssembledStack, cluster_of
-from tests.e2e.harness import answer_chat, chat, cluster, envoy_binary, post, recording, simulators
+from tests.e2e.harness import (
+    Load,
+    answer_chat,
+    chat,
+    check,
+    cluster,
+    envoy_binary,
+    eventually,
+    key_of,
+    post,
+    recording,
+    simulators,
+)
 from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under
 from tests.e2e.stopping import HEAD, STALL_S, said_until_closed, stopping_soon
 from tokenway.cli.render import rendered
@@ -92,6 +104,66 @@ async def test_envoy_takes_what_is_rendered_for_every_setting(tmp_path: Path) ->
     )
     _, said = await checking.communicate()
     assert checking.returncode == 0, said[-2000:].decode()
+
+
+SERVICES: Final = ("one", "other")
+
+
+def _to(service: str) -> dict[str, Any]:
+    return {"models": {"sim": {"rules": [{"cluster": cluster_of(service)}]}}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_rule_leads_to_another_service_under_load(workers: int) -> None:
+    """One that the gateway has: no route of it has to be another, so no request fails."""
+    async with simulators(2, time_scale=0.1) as engines:
+        stack = AssembledStack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), workers)
+        try:
+            stack.write_config(_to(SERVICES[0]))
+            stack.write_clusters(*(cluster(cluster_of(name), map(key_of, engines)) for name in SERVICES))
+            await stack.start_gateway()
+            await stack.start_envoy()
+
+            async def clusters() -> set[str]:
+                return {record["cluster"] for record in await stack.last(2 * workers)}
+
+            async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
+                await load.more(16)
+                for turn in range(1, 5):
+                    service = SERVICES[turn % 2]
+                    stack.write_config(_to(service))
+                    await eventually(clusters, {cluster_of(service)}.__eq__)
+                    await load.more(16)
+        finally:
+            await stack.stop()
+            shutil.rmtree(stack.run_dir, ignore_errors=True)
+    assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
+
+
+async def test_a_service_that_the_gateway_has_not_yet() -> None:
+    """Tokenway may hear of one before istiod has told the gateway: such requests are refused in words."""
+    async with recording() as engine, recording() as late:
+        stack = AssembledStack(Path(tempfile.mkdtemp(prefix="tw", dir="/tmp")), 1)
+        config = {"models": {name: {"rules": [{"cluster": cluster_of(name)}]} for name in SERVICES}}
+        try:
+            stack.write_config(config)
+            stack.write_clusters(cluster(cluster_of("one"), [engine.key]))
+            await stack.start_gateway()
+            await stack.start_envoy()
+            places = zip(SERVICES, (engine, late), strict=True)
+            stack.write_clusters(*(cluster(cluster_of(name), [each.key]) for name, each in places))
+            await eventually(stack.rows, lambda rows: late.key in rows)
+            reply = await post(stack, chat("other", "hi"))
+            assert check(reply, 503, "no_healthy_endpoint")
+            assert reply.headers["retry-after"] == "1"
+            assert (await post(stack, chat("one", "hi"))).status == 200
+            await stack.settled()
+            rows = await stack.rows()
+            assert late.received == []
+            assert [rows[each.key]["state"] for each in (engine, late)] == ["healthy", "healthy"]
+        finally:
+            await stack.stop()
+            shutil.rmtree(stack.run_dir, ignore_errors=True)
 
 
 async def test_what_a_client_leaves_half_done_is_bounded() -> None:

@@ -251,6 +251,20 @@ def _changed(message: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("status", ["\u00b2\u0660\u0660", "9" * 5_000, "", "-1", "2e2"])
+def test_a_status_that_is_none_ends_no_stream(status: str) -> None:
+    """As text or as bytes; the answer passes, and its end releases the request."""
+    for raw in (True, False):
+        gateway = Gateway()
+        gateway.asks()
+        message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(end_of_stream=True))
+        said = {"raw_value": status.encode()} if raw else {"value": status}
+        message.response_headers.headers.headers.add(key=":status", **said)
+        gateway.exchange.on_message(message.SerializeToString())
+        gateway.exchange.on_half_close()
+        assert gateway.is_clean()
+
+
 def test_what_comes_after_a_refusal_is_not_answered() -> None:
     """A gateway that goes on, body, answer and all, gets no word more and costs no memory."""
     gateway = Gateway()

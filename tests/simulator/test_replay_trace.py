@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from pathlib import Path
 from random import Random
@@ -59,6 +60,14 @@ def test_mooncake_ids_are_shared_prefixes_of_the_prompt_alone(tmp_path: Path) ->
     assert len(one) == 1100 // 16
     assert one[:64] == other[:64] == list(range(64))
     assert not set(one[64:]) & set(other[64:])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_trace(tmp_path: Path) -> None:
+    """Windows shells write files with one; a line of JSON was taken for the header of a table."""
+    path = _write(tmp_path / "t.jsonl", [_mooncake(0, 600, 5, [1, 2])])
+    plain = read_trace(path)
+    path.write_bytes(BOM_UTF8 + path.read_bytes())
+    assert read_trace(path) == plain
 
 
 def test_coarse_timestamps_are_spread_inside_their_ticks(tmp_path: Path) -> None:

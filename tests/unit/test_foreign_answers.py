@@ -68,6 +68,46 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         server.server_close()
 
 
+ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{ESCAPES}\r\n\r\n",
+        f"HTTP/1.1 500 {ESCAPES}\r\ncontent-length: 0\r\n\r\n",
+        f"HTTP/1.1 {ESCAPES}\r\n\r\n",
+        f"HTTP/9.9{ESCAPES} 200 OK\r\n\r\n",
+        f"HTTP/1.1 302 F\r\nlocation: {ESCAPES}://x/\r\n\r\n",
+    ],
+)
+def test_no_escape_of_what_answers_reaches_the_terminal(
+    said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in the words for what it is either."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(said.encode("latin-1"))
+        request.close_connection = True
+
+    with serving(answer) as url:
+        assert topping.top(url, once=True, interval_s=1.0) == 1
+        assert explaining.explain(["--last", "--admin", url]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 2
+    assert all(line.isprintable() for line in shown.err.splitlines())
+
+
+def test_no_escape_in_a_table_reaches_the_terminal() -> None:
+    """Not in the line above it either."""
+    counts = dict.fromkeys(("workers", "in_flight", "held"), ESCAPES)
+    shown = topping.render_endpoints(
+        {"uptime_s": 1.0, "endpoints": [], "sources": {}, "store": None, **counts}
+    )
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
 def asked_of(url: str) -> tuple[int, int]:
     """What `explain` and `top` end with."""
     return explaining.explain(["--last", "--admin", url]), topping.top(url, once=True, interval_s=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http.client import HTTPException
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 import orjson
 
+from extproc.observing.printable import printable
 from metadata_center.addresses import is_loopback
 
 TIMEOUT_S: Final = 5.0
@@ -46,11 +48,17 @@ def fetch(url: str) -> Any:
 
 
 def _opened(opener: OpenerDirector, url: str) -> Any:
-    """The answer; why there is none in the system's own words, without the library's around them."""
+    """The answer; why there is none in the system's own words, without the library's around them.
+
+    What answers in a gateway's place may say anything: nothing of it reaches a terminal as it came.
+    """
     try:
         return opener.open(url, timeout=TIMEOUT_S)
-    except HTTPError:
+    except HTTPError as error:
+        error.msg = printable(error.msg)
         raise
     except URLError as error:
         reason = error.reason
-        raise OSError(getattr(reason, "strerror", None) or str(reason)) from error
+        raise OSError(getattr(reason, "strerror", None) or printable(str(reason))) from error
+    except HTTPException as error:
+        raise HTTPException(printable(str(error)) or type(error).__name__) from error

@@ -122,7 +122,7 @@ def render_endpoints(current: Mapping[str, Any], previous: Mapping[str, Any] | N
         ).rstrip()
         for row in rows
     ]
-    summary = (
+    summary = printable(
         f"tokenway   up {current['uptime_s']:.0f} s   workers {current['workers']}   "
         f"in flight {current['in_flight']}   held {current['held']}   endpoints {len(current['endpoints'])}"
     )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,8 @@ def _lines(path: Path) -> Iterator[str]:
                     raise TraceError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes")
                 if total > MAX_FILE_BYTES:
                     raise TraceError(f"{path}:{number}: the file has more than {MAX_FILE_BYTES} bytes")
+                if number == 1:
+                    line = line.removeprefix(BOM_UTF8)
                 if line.strip():
                     yield line.decode()
     except UnicodeDecodeError:
