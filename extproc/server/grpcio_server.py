@@ -59,13 +59,7 @@ class GrpcServer:
             self._add_own(server, self._places.socket)
         credentials = credentials_of(self._places.tls)
         for address in self._places.others:
-            try:
-                if credentials is None or address.startswith("unix:"):
-                    server.add_insecure_port(address)
-                else:
-                    server.add_secure_port(address, credentials)
-            except RuntimeError as error:  # with no more than that it failed; gRPC's own log has the reason
-                raise OSError(f"{address}: cannot be opened; is it taken?") from error
+            _add(server, address, credentials)
         await server.start()
 
     async def drain(self, grace_s: float) -> None:
@@ -99,10 +93,10 @@ class GrpcServer:
             if path == self._places.socket:
                 self._add_own(server, path)
             else:
-                server.add_insecure_port(f"unix:{path}")
-        except RuntimeError as error:
+                _add(server, f"unix:{path}")
+        except OSError:
             self._servers.remove(server)
-            raise OSError(str(error)) from error
+            raise
         await server.start()
 
     def _made(self) -> grpc.aio.Server:
@@ -120,4 +114,24 @@ class GrpcServer:
     @staticmethod
     def _add_own(server: grpc.aio.Server, path: Path) -> None:
         with closed_to_others():
-            server.add_insecure_port(f"unix:{path}")
+            _add(server, f"unix:{path}")
+
+
+def _add(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> None:
+    """Have a server listen at an address, a Unix socket in clear text.
+
+    Raises:
+        OSError: It cannot. gRPC does not say why.
+    """
+    try:
+        if credentials is None or address.startswith("unix:"):
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        path = address.removeprefix("unix:")
+        if path == address:
+            why = "another program listens there, or it is no address of this machine"
+        else:
+            why = "its folder is not there, or is closed to us"
+        raise OSError(f"{path}: cannot be listened at: {why}") from error

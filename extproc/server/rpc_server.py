@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable
+from errno import ENOENT
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +16,6 @@ from extproc.transport import listen_tls
 from extproc.transport.http2.faults import FaultReason
 from extproc.transport.native import NativeServer, tcp_socket, unix_socket
 from extproc.transport.seam import Rpc
-from metadata_center.addresses import not_opened
 
 
 class RpcServer(Protocol):
@@ -40,15 +41,17 @@ class RpcServer(Protocol):
 
 
 def check_free(addresses: Iterable[str]) -> None:
-    """Make sure that no other program listens where workers are to.
+    """Make sure that workers can listen there.
 
     Raises:
-        OSError: One does; among workers that share an address it would go unnoticed, and the one that has an
-            address alone would die and be started again without end.
+        OSError: Another program does: among workers that share an address it would go unnoticed, and a worker
+            that alone listens there would die again and again. Or there is no folder for a socket.
     """
     for address in addresses:
         if not address.startswith("unix:"):
             _opened(address).close()
+        elif not Path(address.removeprefix("unix:")).parent.is_dir():
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), address.removeprefix("unix:"))
 
 
 class OwnServer:
@@ -116,18 +119,15 @@ def _opened(address: str, *, is_shared: bool = False) -> socket.socket:
     """The socket of `unix:/path`, `ip:port` or `[ip]:port`; of a path, what is left of an earlier one goes.
 
     Raises:
-        OSError: It cannot be opened; names it.
+        OSError: It cannot be opened.
     """
-    try:
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            if path.is_socket():
-                path.unlink()
-            return unix_socket(path)
-        host, _, port = address.rpartition(":")
-        return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
-    except OSError as error:
-        raise not_opened(error, address) from error
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        if path.is_socket():
+            path.unlink()
+        return unix_socket(path)
+    host, _, port = address.rpartition(":")
+    return tcp_socket(host.strip("[]"), int(port), is_shared=is_shared)
 
 
 def rpc_server(

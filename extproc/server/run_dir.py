@@ -94,7 +94,10 @@ def prepare(folder: Path) -> None:
         raise _refused(folder, f"it belongs to user {found.st_uid}, not to {os.geteuid()}, who runs Tokenway")
     _check_parents(folder)
     if found.st_mode & _OTHERS:
-        folder.chmod(_PRIVATE)
+        try:
+            folder.chmod(_PRIVATE)
+        except OSError as error:
+            raise _refused(folder, f"it cannot be closed to others: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -79,12 +79,14 @@ class Supervisor:
         answering = AllWorkers(sockets)
         admin = AdminPort(PAGES, answering, place)
         picker = config.endpoint_picker
-        asked = () if picker is None else (*picker.listen, *picker.health_listen)
+        listened = config.server.listen
+        if picker is not None:
+            listened = (*listened, *picker.listen, *picker.health_listen)
         self._parts = Parts(
             [
                 Part("residence", residence.start, residence.stop),
                 Part("counters", lambda: self._make_counters(counters_path(folder)), self._counters.close),
-                Part("addresses", lambda: check_free((*config.server.listen, *asked))),
+                Part("addresses", lambda: check_free(listened)),
                 Part("admin", admin.start, admin.stop),  # it shows workers that drain
                 *metrics_ports(config, answering),
                 Part("workers", self._start_workers, self._stop_workers),

@@ -125,8 +125,10 @@ def _listening(family: int, address: str | tuple[str, int], *, is_shared: bool =
         opened.bind(address)
         opened.listen(BACKLOG)
         opened.setblocking(False)
-    except OSError:
+    except OSError as error:
         opened.close()
+        # The system names no address; for whoever reads what is wrong.
+        error.filename = address if isinstance(address, str) else "{}:{}".format(*address)
         raise
     return opened
 

@@ -187,7 +187,7 @@ def answers(name: str) -> Any:
             previous = (await request.json()).get("previous_response_id")
             if previous is None or previous in made:
                 made.append(f"resp_{name}_{len(made)}")
-                return web.json_response({"id": made[-1], "object": "response"})
+                return web.json_response({"id": made[-1], "object": "response", "output": []})
             wanted = previous
         else:
             wanted = request.path.split("/")[3]
@@ -309,7 +309,7 @@ async def test_a_streamed_response_is_known_however_it_is_written(way: str) -> N
     def streaming(name: str) -> Any:
         async def behave(request: web.Request) -> web.StreamResponse:
             if (await request.json()).get("previous_response_id"):
-                return web.json_response({"id": f"resp_2_{name}", "object": "response"})
+                return web.json_response({"id": f"resp_2_{name}", "object": "response", "output": []})
             answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await answer.prepare(request)
             for event in ("response.created", "response.completed"):

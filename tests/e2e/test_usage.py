@@ -183,7 +183,7 @@ async def test_unknown_usage_is_counted(plain: Shared, reason: str, coding: str,
 async def test_bytes_that_are_no_text_cost_nobody_an_ending(plain: Shared, bad: bytes, stream: bool) -> None:
     """They are in one engine's usage; Envoy reports other requests' endings in the same message."""
     usage = dumped(USAGE | {"name": "@"}).replace(b"@", bad)
-    body = b'{"choices":[],"usage":' + usage + b"}"
+    body = b'{"choices":[{"delta":{"content":"a"}}],"usage":' + usage + b"}"
     sent = b"data: " + body + b"\n\n" + DONE if stream else body
     kind = "text/event-stream" if stream else "application/json"
     plain.recorder.behaviour = answering(sent, content_type=kind)

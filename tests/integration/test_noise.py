@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from extproc.observing.noise import is_news
+from extproc.observing.noise import QUIET_S, AcceptFaults, is_news
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,45 @@ def test_only_undelivered_answers_are_no_news(name: str, event: str, expected: b
     """What gRPC says of a peer that left is dropped; what it says of our bugs, and all of ours, is kept."""
     record = logging.LogRecord(name, logging.ERROR, "", 0, event, ("x", "y"), None)
     assert is_news(record) is expected
+
+
+@pytest.mark.asyncio
+async def test_a_process_without_files_does_not_fill_its_log(tmp_path: Path) -> None:
+    """Asyncio writes a line for each place in the line of those that wait to be accepted, again and again."""
+    now_s, lines = 0.0, list[str]()
+    passes = AcceptFaults(lambda: now_s)
+    loop = asyncio.get_running_loop()
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        record = logging.LogRecord("asyncio", logging.ERROR, "", 0, context["message"], (), None)
+        if passes(record):
+            lines.append(record.getMessage())
+
+    listening = await asyncio.start_unix_server(lambda *_: None, tmp_path / "s")
+    client = socket.socket(socket.AF_UNIX)
+    client.setblocking(False)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = os.dup(0)
+    os.close(number)
+    loop.set_exception_handler(note)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, limit[1]))
+    try:
+        client.connect(str(tmp_path / "s"))
+        async with asyncio.timeout(20):
+            while not lines:  # noqa: ASYNC110 - what the kernel does wakes no task
+                await asyncio.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        loop.set_exception_handler(None)
+        client.close()
+        listening.close()
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, lines[0], (), None)
+    assert len(lines) == 1
+    now_s = QUIET_S - 1
+    assert not passes(record)
+    now_s = QUIET_S
+    assert passes(record)
+    assert passes(logging.LogRecord("asyncio", logging.ERROR, "", 0, "another fault", (), None))
 
 
 NO_REQUESTS = [

@@ -19,9 +19,10 @@ from extproc.server.admin_answers import AllWorkers
 from extproc.server.admin_port import AdminPort
 from extproc.server.bus import Bus
 from extproc.server.rpc_places import Places
-from extproc.server.rpc_server import RpcServer, rpc_server
+from extproc.server.rpc_server import RpcServer, check_free, rpc_server
 from extproc.server.run_dir import Residence, prepare
 from extproc.server.socket_watch import Kept, SocketWatch, kept_of
+from extproc.transport.native import tcp_socket
 from extproc.transport.seam import Call, Received, Rpc
 
 pytestmark = pytest.mark.asyncio
@@ -231,3 +232,19 @@ async def test_a_folder_that_another_gateway_has_taken_is_not_cleared(tmp_path: 
     assert (folder / "gw0.sock").exists()
     second.stop()
     assert not (folder / "gw0.sock").exists()
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+async def test_an_address_that_cannot_be_listened_at_is_named(transport: Transport, tmp_path: Path) -> None:
+    """Not by a stack of calls, nor by the system's word alone, which names none."""
+    taken = tcp_socket("127.0.0.1", 0)
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    for place, named in ((address, address), (f"unix:{tmp_path}/none/x.sock", f"{tmp_path}/none/x.sock")):
+        made = rpc_server(transport, [], Places(tmp_path / "gw0.sock", (place,)), 65_536, lambda *_: None)
+        with pytest.raises(OSError, match=r"address|Address|folder|file") as refused:
+            await made.listen()
+        assert named in (refused.value.filename or str(refused.value))
+        await made.close()
+        with pytest.raises(OSError, match=r"in use|No such file"):
+            check_free([place])
+    taken.close()

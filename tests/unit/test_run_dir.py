@@ -244,3 +244,17 @@ def test_default_is_the_users_own_place(
     value = {"": "", "relative": "own"}.get(given, str(tmp_path / given))
     found = run_dir(Server(), {"XDG_RUNTIME_DIR": value} if value else {})
     assert found == (tmp_path / expected if expected.startswith("own") else Path(expected))
+
+
+def test_a_folder_that_cannot_be_closed_is_named_with_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that is read-only."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(ConfigError, match="it cannot be closed to others: Read-only file system"):
+        prepare(tmp_path)

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -166,13 +167,14 @@ def _metadata_center(options: argparse.Namespace) -> int:
     import logging
 
     from extproc.observing.log_writer import log_handler
-    from extproc.observing.noise import is_news
+    from extproc.observing.noise import AcceptFaults, is_news
     from extproc.observing.request_log import JsonFormatter
     from metadata_center.service.serve import serve
 
     handler = log_handler()
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
+    handler.addFilter(AcceptFaults(time.monotonic))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     return serve(
         options.listen,

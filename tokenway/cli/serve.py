@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
 from extproc.listeners import Listeners
 from extproc.observing.log_writer import lines_lost, log_handler
-from extproc.observing.noise import is_news
+from extproc.observing.noise import AcceptFaults, is_news
 from extproc.observing.request_log import JsonFormatter
 from extproc.server.cluster_encoder import ClusterEncoder
 from extproc.server.loop_turns import watched_loop
@@ -102,6 +103,7 @@ def serve_worker(
 def _run(server: Worker | Supervisor, handler: logging.Handler, stalls: Stalls | None = None) -> int:
     handler.setFormatter(JsonFormatter())
     handler.addFilter(is_news)
+    handler.addFilter(AcceptFaults(time.monotonic))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     gc.collect()  # of what importing left; from here on nobody may be kept waiting for it
     gc.disable()
