@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
 import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -108,17 +107,6 @@ def ip_or_none(text: str) -> str | None:
             return None
         ip = ip.ipv4_mapped or ip
     return ip.compressed
-
-
-def not_opened(error: OSError, place: object) -> OSError:
-    """What to raise where nothing can listen at `place`: the system's own words, with the place before them.
-
-    Libraries leave the place out, or write it in words of theirs. What is no number of the system's, such as
-    a name that nobody knows, is as it was.
-    """
-    if error.errno is None or error.errno <= 0:
-        return error
-    return OSError(error.errno, os.strerror(error.errno), str(place))
 
 
 def in_brackets(host: str) -> str:

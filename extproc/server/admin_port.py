@@ -14,8 +14,9 @@ from aiohttp import web
 from extproc.admin.page import Page, PageRequest, PageResponse, ProcessPage, json_answer
 from extproc.server.admin_answers import Answering
 from extproc.server.run_dir import closed_to_others
-from metadata_center.addresses import Address, is_loopback, not_opened
+from metadata_center.addresses import Address, is_loopback
 from metadata_center.service.http_callers import refusal
+from metadata_center.service.opening import not_opened
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -18,7 +18,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from metadata_center.addresses import Address, is_loopback, not_opened
+from metadata_center.addresses import Address, is_loopback
 from metadata_center.service.api import Api, route
 from metadata_center.service.calls import (
     MAX_BODY_BYTES,
@@ -32,6 +32,7 @@ from metadata_center.service.cluster_loads import Limits
 from metadata_center.service.followers import MAX_FOLLOWERS, Followers
 from metadata_center.service.http_callers import refusal
 from metadata_center.service.metrics import Metrics
+from metadata_center.service.opening import not_opened
 from metadata_center.service.operator_calls import LogLevel
 from metadata_center.service.rendezvous import AIGW_LEASE_S
 from metadata_center.service.state import ServiceState

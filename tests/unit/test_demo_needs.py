@@ -91,7 +91,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_an_interrupted_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that fails keeps it, for its logs say why."""
-    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(demo_module, "_end_on_signal", lambda: None)
     (tmp_path / "tmp").mkdir()
     words = configured(tmp_path, f"server: {{admin: {{port: {free_port()}}}}}", "127.0.0.1")
