@@ -298,10 +298,17 @@ async def test_leaving_is_said_before_it_is_done() -> None:
             assert (reply.status, reply.body.endswith(b"data: [DONE]\n\n")) == (200, True)
 
 
+_LOOPBACK = {"tcp": "0100007F", "tcp6": "0000000000000000FFFF00000100007F"}
+"""127.0.0.1, and the same as an IPv6 address, by which grpcio listens."""
+
+
 def _listeners(port: int) -> int:
     """Sockets that listen at a port of loopback. Source: proc_net_tcp; state 0A is LISTEN."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[1] == f"0100007F:{port:04X}" and row[3] == "0A" for row in rows)
+    return sum(
+        (words := line.split())[1] == f"{address}:{port:04X}" and words[3] == "0A"
+        for table, address in _LOOPBACK.items()
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    )
 
 
 async def test_every_worker_picks() -> None:

@@ -37,9 +37,11 @@ something of our own bootstrap, or start no stack of the harness; by the profile
 GRPCIO: Final = frozenset(
     {
         "answers",
+        "endpoint_picker",
         "framing",
         "gateway_failures",
         "large_bodies",
+        "picker_requests",
         "reload",
         "streams",
     }
