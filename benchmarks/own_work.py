@@ -36,6 +36,7 @@ from benchmarks.setups import python_module
 from benchmarks.traffic import EVENT, MODEL, Client
 from extproc.accesslog.lines import SEPARATOR
 from extproc.server import building
+from extproc.server.rpc_server import RpcServer
 from extproc.server.worker import Worker
 from extproc.transport.seam import Message, Receiver, Rpc, Status, joined
 from testbed.processes import free_port
@@ -96,6 +97,17 @@ class NoServer:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+    def is_reached(self) -> bool:
+        """Nobody is connected."""
+        return False
+
+    def sockets(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    async def renew(self, path: Path) -> None:
+        """There is none."""
 
 
 def headers_of(request_id: str) -> bytes:
@@ -215,7 +227,7 @@ def _worker(folder: Path, endpoints: int, port: int) -> tuple[Worker, NoServer]:
     (folder / "tokenway.yaml").write_text(yaml.safe_dump(settings))
     server = NoServer()
 
-    def stand_in(_transport: object, rpcs: Iterable[Rpc], *_places: object) -> NoServer:
+    def stand_in(_transport: object, rpcs: Iterable[Rpc], *_places: object) -> RpcServer:
         server.serves(rpcs)
         return server
 
