@@ -11,6 +11,7 @@ CORE = (
     "extproc/values/*.py",
     "extproc/errors.py",
     "extproc/listeners.py",
+    "extproc/protobuf_fields.py",
     "extproc/request/*.py",
     "extproc/choosing/*.py",
     "extproc/choosing/policies/*.py",
@@ -168,14 +169,15 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.values": "extproc.errors metadata_center",
         "extproc.errors": "",
         "extproc.listeners": "",
+        "extproc.protobuf_fields": "",
         "extproc.build_kind": "",
         "extproc.choosing": "extproc.values extproc.predicting metadata_center",
         "extproc.predicting": "extproc.values metadata_center",
         "extproc.request": "extproc.values extproc.errors",
         "extproc.rendering": "extproc.values extproc.errors extproc.request metadata_center",
         "extproc.transport": "extproc.build_kind metadata_center",
-        "extproc.protocol": "extproc.build_kind extproc.values extproc.errors extproc.request.answer_head "
-        "extproc.request.first_token extproc.transport metadata_center",
+        "extproc.protocol": "extproc.build_kind extproc.protobuf_fields extproc.values extproc.errors "
+        "extproc.request.answer_head extproc.request.first_token extproc.transport metadata_center",
         "extproc.picker": "extproc.values extproc.errors extproc.protocol extproc.request.answer_head "
         "extproc.request.first_token extproc.request.sanitize extproc.accesslog.answer_errors "
         "extproc.accesslog.usage extproc.transport metadata_center",
@@ -183,11 +185,12 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "extproc.observing": "extproc.build_kind extproc.values extproc.errors extproc.choosing "
         "extproc.predicting metadata_center",
         "extproc.admin": "extproc.observing metadata_center",
-        "extproc.accesslog": "extproc.values extproc.errors extproc.observing.recorder extproc.transport "
-        "metadata_center",
+        "extproc.accesslog": "extproc.protobuf_fields extproc.values extproc.errors "
+        "extproc.observing.recorder extproc.transport metadata_center",
         "extproc.config": "extproc.values extproc.errors extproc.health extproc.request "
         "extproc.choosing.rivals metadata_center",
-        "extproc.discovery": "extproc.values extproc.config extproc.errors metadata_center",
+        "extproc.discovery": "extproc.protobuf_fields extproc.values extproc.config extproc.errors "
+        "metadata_center",
         "extproc.xds": "extproc.values extproc.config extproc.health extproc.transport metadata_center",
         "extproc.istio_gateway": "extproc.values extproc.config extproc.xds.open_models metadata_center",
         "extproc.routing": "extproc.values extproc.errors extproc.request extproc.rendering "

@@ -13,17 +13,15 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from envoy.data.accesslog.v3 import accesslog_pb2 as pb
 from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf.message import DecodeError, Message
 
+from extproc.protobuf_fields import NoFieldError, fields
 from extproc.transport.seam import Received
-
-_LEN: Final = 2
-_FIXED_BYTES: Final = {1: 8, 5: 4}
-"""Bytes of protobuf's wire types of one size."""
 
 
 def _number(message: Any, field: str) -> int:
@@ -84,32 +82,6 @@ def _merged(message: Message, raw: bytes) -> bool:
 
 def _fields(raw: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Number, content and whole of each field, up to what is none."""
-    at = 0
-    while at < len(raw):
-        key, behind = _varint(raw, at)
-        kind = key & 7
-        if kind == _LEN:
-            size, begins = _varint(raw, behind)
-            ends = begins + size
-        elif kind == 0:
-            begins, ends = behind, _varint(raw, behind)[1]
-        elif kind in _FIXED_BYTES:
-            begins, ends = behind, behind + _FIXED_BYTES[kind]
-        else:
-            return
-        if ends > len(raw):
-            return
-        yield key >> 3, raw[begins:ends], raw[at:ends]
-        at = ends
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends; beyond the end of `raw` if it has none."""
-    value = shift = 0
-    for byte in raw[at : at + 10]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        at += 1
-        if byte < 0x80:
-            return value, at
-    return 0, len(raw) + 1
+    with suppress(NoFieldError):
+        for tag, whole, content, stop in fields(raw):
+            yield tag >> 3, raw[content:stop], raw[whole:stop]

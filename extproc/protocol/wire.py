@@ -11,12 +11,14 @@ Source: envoy/service/ext_proc/v3/external_processor.proto, Envoy 1.40.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.errors import ACCEPTED_ENCODINGS, Reason, RouterError
+from extproc.protobuf_fields import LEN, NoFieldError, varint
 from extproc.protocol.machine import MessageKind
 from extproc.transport.seam import Pieces, Received
 from extproc.values.control import malformed_limits
@@ -32,12 +34,10 @@ LARGE_BYTES = 2 * 1024 * 1024
 _BY_HAND_BYTES = 64 * 1024
 """Messages beyond this are read by hand: protobuf copies a body twice, 45 us for 0.8 MB."""
 
-_LEN = 2  # protobuf's wire type of bytes and messages
-
 
 def tag(message: Any, field: str) -> bytes:
     """What a field of bytes or of a message begins with."""
-    return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | _LEN])
+    return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | LEN])
 
 
 _REQUEST_BODY = tag(pb.ProcessingRequest, "request_body")
@@ -68,27 +68,14 @@ class LargeBody:
 
 def parse(raw: Received) -> Any:
     """What came: a `ProcessingRequest`, or what looks like one."""
-    if len(raw) <= _BY_HAND_BYTES or raw[:1] != _REQUEST_BODY:
-        return pb.ProcessingRequest.FromString(raw)
-    length, at = _varint(raw, 1)
-    if at + length > len(raw) or raw[at : at + 1] != _BODY:
-        return pb.ProcessingRequest.FromString(raw)
-    of_body, begins = _varint(raw, at + 1)
-    if begins + of_body > at + length:
-        return pb.ProcessingRequest.FromString(raw)
-    return LargeBody(memoryview(raw)[begins : begins + of_body])
-
-
-def _varint(raw: Received, at: int) -> tuple[int, int]:
-    """A number and where it ends; a large one if it ends nowhere."""
-    value = shift = 0
-    for byte in raw[at : at + 10]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        at += 1
-        if byte < 0x80:
-            return value, at
-    return len(raw) + 1, at
+    if len(raw) > _BY_HAND_BYTES and raw[:1] == _REQUEST_BODY:
+        with suppress(NoFieldError):  # protobuf says what is wrong
+            length, at = varint(raw, 1)
+            if at + length <= len(raw) and raw[at : at + 1] == _BODY:
+                of_body, begins = varint(raw, at + 1)
+                if begins + of_body <= at + length:
+                    return LargeBody(memoryview(raw)[begins : begins + of_body])
+    return pb.ProcessingRequest.FromString(raw)
 
 
 def framed(begins: bytes, num_bytes: int) -> bytes:

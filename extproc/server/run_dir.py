@@ -32,6 +32,9 @@ SYSTEM_DIR = Path("/run/tokenway")
 
 _LOCK_FILE = "lock"
 
+Identity = tuple[int, int]
+"""Of a file: device and inode."""
+
 _SOCKET_NAME = re.compile(r"(?:gw|admin|bus)\d+\.sock")
 _PRIVATE = 0o700
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -148,7 +151,7 @@ class Residence:
         self._folder = folder
         self._is_alone = is_alone
         self._held = contextlib.ExitStack()
-        self._lock_number: tuple[int, int] | None = None
+        self._lock_identity: Identity | None = None
 
     def start(self) -> None:
         """Make the folder ours.
@@ -159,7 +162,7 @@ class Residence:
         prepare(self._folder)
         if self._is_alone:
             self._held.enter_context(lock(self._folder))
-            self._lock_number = _number(self.lock_path)
+            self._lock_identity = identity_of(self.lock_path)
 
     @property
     def lock_path(self) -> Path:
@@ -181,7 +184,7 @@ class Residence:
     def stop(self) -> None:
         """Leave; nothing but the lock stays, also of workers that were killed."""
         with self._held:
-            if self._lock_number is not None and _number(self.lock_path) in (None, self._lock_number):
+            if self._lock_identity is not None and identity_of(self.lock_path) in (None, self._lock_identity):
                 _clear(self._folder)
 
 
@@ -213,8 +216,8 @@ def _clear(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _number(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None if there is none."""
+def identity_of(path: Path) -> Identity | None:
+    """Which file a name leads to, links not followed; None if there is none, or it cannot be seen."""
     try:
         found = path.lstat()
     except OSError:

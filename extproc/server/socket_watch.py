@@ -24,14 +24,12 @@ from typing import Final
 
 from extproc.errors import ConfigError
 from extproc.server.rpc_server import RpcServer
+from extproc.server.run_dir import Identity, identity_of
 
 _log = logging.getLogger("tokenway.run_dir")
 
 LOOK_S: Final = 1.0
 """Between looks; as often as Envoy looks."""
-
-Identity = tuple[int, int]
-"""Device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +125,3 @@ class SocketWatch:
             self._said[path] = problem
             extra = {"file": str(path), "problem": problem, "do": "restart Tokenway with a folder of its own"}
             _log.error("a file of the gateway was taken away, and new connections do not come", extra=extra)
-
-
-def identity_of(path: Path) -> Identity | None:
-    """Which file a name leads to, links not followed; None if there is none, or it cannot be seen."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

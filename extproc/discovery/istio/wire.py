@@ -30,6 +30,7 @@ from extproc.discovery.istio.messages import (
     Response,
     Workload,
 )
+from extproc.protobuf_fields import NoFieldError, fields
 from metadata_center.addresses import MAX_PORT, ip_or_none
 
 MAX_WEIGHT: Final = 1_000_000
@@ -111,8 +112,6 @@ _FEW: Final = 32
 _RESOURCES_TAG: Final = discovery_pb2.DeltaDiscoveryResponse.RESOURCES_FIELD_NUMBER << 3 | 2
 _GROUPS_TAG: Final = endpoint_pb2.ClusterLoadAssignment.ENDPOINTS_FIELD_NUMBER << 3 | 2
 _MEMBERS_TAG: Final = endpoint_components_pb2.LocalityLbEndpoints.LB_ENDPOINTS_FIELD_NUMBER << 3 | 2
-_FIXED: Final = {1: 8, 5: 4}
-"""Bytes of a field of a kind that has always as many."""
 
 
 def decoding(message: bytes) -> Generator[None, None, Response]:
@@ -142,40 +141,11 @@ def decoding(message: bytes) -> Generator[None, None, Response]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of a message: tag, where it begins, where its content does, and where it ends.
-
-    Source: https://protobuf.dev/programming-guides/encoding/. Groups, which no message here has, are none.
-    """
-    at = 0
-    while at < len(message):
-        tag, content = _varint(message, at)
-        kind = tag & 7
-        if kind == 0:
-            _, stop = _varint(message, content)
-        elif kind == 2:
-            size, content = _varint(message, content)
-            stop = content + size
-        elif kind in _FIXED:
-            stop = content + _FIXED[kind]
-        else:
-            raise MalformedError(f"a field of kind {kind}")
-        if stop > len(message):
-            raise MalformedError("a field has no end")
-        yield tag, at, content, stop
-        at = stop
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while shift < 64 and at < len(message):
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise MalformedError("a number has no end")
+    """See `protobuf_fields.fields`; raises MalformedError instead."""
+    try:
+        yield from fields(message)
+    except NoFieldError as error:
+        raise MalformedError(str(error)) from None
 
 
 class ProtobufDecoder:
