@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -451,3 +451,33 @@ SCENARIOS: tuple[Callable[[Under], Awaitable[None]], ...] = (
     a_tokenway_that_is_stopped_loses_nothing,
     without_tokenway_models_are_served,
 )
+
+
+async def led_by_a_rule(
+    stack: Stack,
+    lead: Callable[[str], None],
+    services: Sequence[str],
+    cluster_of_service: Callable[[str], str],
+    workers: int,
+) -> Load:
+    """Load while a rule leads to one of two services after the other; each worker follows each time.
+
+    Args:
+        stack: Serves; the rule leads to the first service.
+        lead: Has the rule lead to a service.
+        services: Two.
+        cluster_of_service: As records name it.
+        workers: Of the gateway.
+    """
+
+    async def clusters() -> set[str]:
+        return {record["cluster"] for record in await stack.last(2 * workers)}
+
+    async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
+        await load.more(16)
+        for turn in range(1, 5):
+            service = services[turn % 2]
+            lead(service)
+            await eventually(clusters, {cluster_of_service(service)}.__eq__)
+            await load.more(16)
+    return load

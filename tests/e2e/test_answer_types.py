@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any, Final
 
 import pytest
@@ -12,6 +11,7 @@ import pytest_asyncio
 
 from tests.e2e.event_streams import MESSAGES, STREAM
 from tests.e2e.harness import Stack, cluster, eventually, running_stack, send
+from tests.e2e.raw_engine import posts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -30,13 +30,8 @@ class Engine:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                _, _, length = head.partition("content-length: ")
-                await reader.readexactly(int(length.split()[0]) if length else 0)
-                is_probe = not head.startswith("post")
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n" if is_probe else self.says)
+        async for _ in posts(reader, writer):
+            writer.write(self.says)
         writer.close()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.event_streams import DONE, TOKEN
 from tests.e2e.harness import Stack, chat, cluster, running_stack
+from tests.e2e.raw_engine import posts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -60,16 +61,10 @@ class Engine:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                _, _, length = head.partition("content-length: ")
-                await reader.readexactly(int(length.split()[0]) if length else 0)
-                if head.startswith("post"):
-                    break
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")  # a probe
+        async for _ in posts(reader, writer):
             writer.write(self.says)
-            await writer.drain()
+            with suppress(ConnectionError):
+                await writer.drain()
             if self.after_s:
                 await asyncio.sleep(self.after_s)
             self.breaks(writer)

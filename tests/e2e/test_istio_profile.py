@@ -19,7 +19,6 @@ from aiohttp import web
 from testbed.assembled import assembled
 from tests.e2e.assembled_stack import AssembledStack, cluster_of
 from tests.e2e.harness import (
-    Load,
     answer_chat,
     chat,
     check,
@@ -31,7 +30,7 @@ from tests.e2e.harness import (
     recording,
     simulators,
 )
-from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under
+from tests.e2e.istio_scenarios import CONFIG, MODELS, SCENARIOS, Under, led_by_a_rule
 from tests.e2e.stopping import HEAD, STALL_S, said_until_closed, stopping_soon
 from tokenway.cli.render import rendered
 
@@ -124,16 +123,9 @@ async def test_a_rule_leads_to_another_service_under_load(workers: int) -> None:
             await stack.start_gateway()
             await stack.start_envoy()
 
-            async def clusters() -> set[str]:
-                return {record["cluster"] for record in await stack.last(2 * workers)}
-
-            async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
-                await load.more(16)
-                for turn in range(1, 5):
-                    service = SERVICES[turn % 2]
-                    stack.write_config(_to(service))
-                    await eventually(clusters, {cluster_of(service)}.__eq__)
-                    await load.more(16)
+            load = await led_by_a_rule(
+                stack, lambda service: stack.write_config(_to(service)), SERVICES, cluster_of, workers
+            )
         finally:
             await stack.stop()
             shutil.rmtree(stack.run_dir, ignore_errors=True)

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.harness import Load, eventually, running_stack, simulators
+from tests.e2e.istio_scenarios import led_by_a_rule
 from tests.fake_istiod import FakeIstiod
 from tests.mesh import lb_endpoint
 from tokenway.simulator.server.app import SimulatorServer
@@ -47,17 +48,9 @@ async def test_a_rule_leads_to_another_service_under_load(
     for service in SERVICES:
         istiod.set(service, *(lb_endpoint("127.0.0.1", engine.port) for engine in engines))
     async with running_stack([], _config(istiod, SERVICES[0]), workers=workers) as stack:
-
-        async def clusters() -> set[str]:
-            return {record["cluster"] for record in await stack.last(2 * workers)}
-
-        async with Load(stack, "sim", clients=8, stream=False, max_tokens=4) as load:
-            await load.more(16)
-            for turn in range(1, 5):
-                service = SERVICES[turn % 2]
-                stack.write_config(_config(istiod, service))
-                await eventually(clusters, {service}.__eq__)
-                await load.more(16)
+        load = await led_by_a_rule(
+            stack, lambda service: stack.write_config(_config(istiod, service)), SERVICES, str, workers
+        )
     assert load.failures == [], f"{len(load.failures)} beside {load.answers} answers: {load.failures[:3]}"
 
 
