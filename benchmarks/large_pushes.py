@@ -34,7 +34,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from benchmarks.processes import cpu_name, cpu_s
 from extproc.discovery.istio.messages import ASSIGNMENTS, CLUSTERS
-from extproc.server import loop_turns
+from extproc.server.process import loop_turns
 from testbed.processes import Subprocess, free_port
 from tokenway.cli.serve import serve
 

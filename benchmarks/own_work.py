@@ -36,7 +36,7 @@ from benchmarks.setups import python_module
 from benchmarks.traffic import EVENT, MODEL, Client
 from extproc.accesslog.lines import SEPARATOR
 from extproc.server import building
-from extproc.server.rpc_server import RpcServer
+from extproc.server.listening.rpc_server import RpcServer
 from extproc.server.worker import Worker
 from extproc.transport.seam import Message, Receiver, Rpc, Status, joined
 from testbed.processes import free_port

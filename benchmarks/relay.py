@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.processes import cpu_name
-from extproc.server.entry_relay import EntryRelay
+from extproc.server.exchanging.entry_relay import EntryRelay
 from extproc.values.endings import RequestEnd, RequestEvent
 from extproc.values.outcomes import Ended
 from metadata_center.addresses import Address

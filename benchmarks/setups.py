@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks import processes
 from benchmarks.traffic import MODEL, Client, Target, request
-from extproc.server import bootstrap
+from extproc.server.envoys import bootstrap
 from testbed.processes import free_port
 
 SetupKind = Literal["alone", "floor", "grpcio_floor", "plain_floor", "tokenway", "grpcio"]

@@ -35,7 +35,7 @@ import aiohttp
 from benchmarks import processes
 from benchmarks.setups import CLUSTER, SERVE, Setup, python_module, setup
 from benchmarks.traffic import Client, open_loop, quantile, requests, run
-from extproc.server import loop_turns
+from extproc.server.process import loop_turns
 from testbed.processes import free_port
 from tokenway.cli.serve import serve
 

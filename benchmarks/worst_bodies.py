@@ -54,7 +54,7 @@ from extproc.routing.router import Router
 from extproc.routing.settings import RouterSettings
 from extproc.routing.state import Outside, make_routing_state
 from extproc.routing.table import RoutingTable
-from extproc.server.body_readers import BodyReaders
+from extproc.server.bodies.body_readers import BodyReaders
 from extproc.transport import grpc_aio
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.addresses import Address

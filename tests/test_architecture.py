@@ -21,8 +21,8 @@ from extproc.config.sections.edge import Away, Edge
 from extproc.request.parse import INFERENCE_PATHS, is_form
 from extproc.request.paths import ADMIN_PATHS
 from extproc.request.sanitize import STEERING_FIELDS, STEERING_HEADERS, STEERING_XARGS
-from extproc.server.bootstrap import WORKER_CLUSTERS, as_yaml, fill, template, withheld
-from extproc.server.run_dir import SYSTEM_DIR
+from extproc.server.envoys.bootstrap import WORKER_CLUSTERS, as_yaml, fill, template, withheld
+from extproc.server.listening.run_dir import SYSTEM_DIR
 from extproc.values.headers import DEBUG_HEADER, OWNER_HEADER
 from tests.source_tree import CORE_FILES, MAY_IMPORT, MODULES, PACKAGES, ROOT, module_of, name_of, sources
 
@@ -63,7 +63,7 @@ WIRE_ONLY = {
         ),
     ),
     "envoy_data_plane": ("extproc/xds/cluster_encoding.py",),
-    "grpc": ("extproc/transport/", "extproc/server/"),
+    "grpc": ("extproc/transport/", "extproc/server/listening/grpcio_server.py"),
 }
 """Protobuf package, or gRPC's own -> where alone it may be imported."""
 
@@ -224,7 +224,7 @@ def test_the_command_is_on_top() -> None:
     assert users == {"extproc.cli.main"}
 
 
-WHOLE = sources("extproc/server/*.py", "extproc/routing/*.py", "extproc/health/*.py")
+WHOLE = sources("extproc/server/**/*.py", "extproc/routing/*.py", "extproc/health/*.py")
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=name_of)

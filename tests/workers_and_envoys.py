@@ -17,11 +17,11 @@ from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
 from extproc.listeners import Listeners
 from extproc.observing.metrics.collector import Metrics
-from extproc.server.acknowledging import Acknowledgements
-from extproc.server.applying import Owners
-from extproc.server.introducing import Introductions
-from extproc.server.late_clusters import LateClusters
-from extproc.server.publishing import Publisher
+from extproc.server.envoys.acknowledging import Acknowledgements
+from extproc.server.envoys.late_clusters import LateClusters
+from extproc.server.envoys.publishing import Publisher
+from extproc.server.reloading.applying import Owners
+from extproc.server.reloading.introducing import Introductions
 from extproc.transport.seam import Message, Status, joined
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_encoding import encode

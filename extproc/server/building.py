@@ -42,36 +42,43 @@ from extproc.routing.gateway import Gateway
 from extproc.routing.listeners import endings_of
 from extproc.routing.router import Router
 from extproc.routing.waiting import RequestQueue
-from extproc.server.admin_answers import OneWorker
-from extproc.server.admin_port import AdminPort, TcpPlace
-from extproc.server.applying import Owners
-from extproc.server.body_readers import BodyReaders
-from extproc.server.cluster_encoder import encode_all_here, encode_here
-from extproc.server.configuration import Configuration
+from extproc.server.bodies.body_readers import BodyReaders
+from extproc.server.bodies.unpacking import Unpacking
 from extproc.server.draining import Draining
-from extproc.server.engine_news import EngineNews
-from extproc.server.fleet_changes import FleetChanges
-from extproc.server.forwarded_headers import ForwardedHeaders
-from extproc.server.health_report import HealthReport
+from extproc.server.engines.engine_news import EngineNews
+from extproc.server.engines.health_report import HealthReport
+from extproc.server.envoys.cluster_encoder import encode_all_here, encode_here
+from extproc.server.envoys.forwarded_headers import ForwardedHeaders
+from extproc.server.envoys.publishing import Encode, KindsPreparation
+from extproc.server.exchanging.sharing import Shared, reserve_by
 from extproc.server.housekeeping import Housekeeping
 from extproc.server.knowledge import Knowledge, News, Site, knowledge
-from extproc.server.live_sources import LiveSources, live_sources_of
-from extproc.server.metrics_ports import metrics_ports
+from extproc.server.listening.admin_answers import OneWorker
+from extproc.server.listening.admin_port import AdminPort, TcpPlace
+from extproc.server.listening.metrics_ports import metrics_ports
+from extproc.server.listening.picking import Picking, picking_of
+from extproc.server.listening.rpc_places import places_of
+from extproc.server.listening.rpc_server import RpcServer, rpc_server
+from extproc.server.listening.run_dir import (
+    Residence,
+    admin_path,
+    counters_path,
+    home_of,
+    prepare,
+    socket_path,
+)
+from extproc.server.listening.socket_watch import Kept, SocketWatch, kept_of
 from extproc.server.parts import Part, Parts
-from extproc.server.pending_settings import PendingSettings
-from extproc.server.picking import Picking, picking_of
-from extproc.server.preparing import CompiledRules
-from extproc.server.publishing import Encode, KindsPreparation
-from extproc.server.request_settings import RequestPath, router_settings, routing_table
-from extproc.server.rpc_places import places_of
-from extproc.server.rpc_server import RpcServer, rpc_server
-from extproc.server.run_dir import Residence, admin_path, counters_path, home_of, prepare, socket_path
-from extproc.server.sharing import Shared, reserve_by
-from extproc.server.socket_watch import Kept, SocketWatch, kept_of
+from extproc.server.process.trimming import Trimmer
+from extproc.server.reloading.applying import Owners
+from extproc.server.reloading.configuration import Configuration
+from extproc.server.reloading.fleet_changes import FleetChanges
+from extproc.server.reloading.pending_settings import PendingSettings
+from extproc.server.reloading.preparing import CompiledRules
+from extproc.server.reloading.request_settings import RequestPath, router_settings, routing_table
+from extproc.server.sources.live_sources import LiveSources, live_sources_of
 from extproc.server.status import Status
 from extproc.server.told_envoys import ToldEnvoys, told_envoys
-from extproc.server.trimming import Trimmer
-from extproc.server.unpacking import Unpacking
 from extproc.server.worker import Life, Worker
 from extproc.values.endings import RequestEvent
 from extproc.values.placements import Decision

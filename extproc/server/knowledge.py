@@ -21,14 +21,14 @@ from extproc.routing.caches import Caches
 from extproc.routing.event_caches import EventCaches
 from extproc.routing.homes import Homes
 from extproc.routing.state import Outside, RoutingState, make_routing_state
-from extproc.server.applying import Owners
-from extproc.server.bus import Bus
-from extproc.server.engine_news import capacity_blocks
-from extproc.server.engine_tls import RequestTls
-from extproc.server.entry_relay import EntryRelay
-from extproc.server.hearsay import Hearsay
-from extproc.server.kv_event_follower import KvEventFollower
-from extproc.server.sharing import Alone, Shared, entry_relay, store_of
+from extproc.server.engines.engine_news import capacity_blocks
+from extproc.server.engines.engine_tls import RequestTls
+from extproc.server.engines.kv_event_follower import KvEventFollower
+from extproc.server.exchanging.bus import Bus
+from extproc.server.exchanging.entry_relay import EntryRelay
+from extproc.server.exchanging.hearsay import Hearsay
+from extproc.server.exchanging.sharing import Alone, Shared, entry_relay, store_of
+from extproc.server.reloading.applying import Owners
 from extproc.values.endings import RequestEvent
 from extproc.values.inflight import Inflight
 from metadata_center.cache_map.cache_map import CacheMap

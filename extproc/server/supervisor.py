@@ -13,14 +13,14 @@ from pathlib import Path
 
 from extproc.admin.table import PAGES
 from extproc.config.loading import NO_SETTINGS, Settings, load_all
-from extproc.server.admin_answers import AllWorkers
-from extproc.server.admin_port import AdminPort, TcpPlace
-from extproc.server.metrics_ports import metrics_ports
-from extproc.server.modules import python_module
+from extproc.server.listening.admin_answers import AllWorkers
+from extproc.server.listening.admin_port import AdminPort, TcpPlace
+from extproc.server.listening.metrics_ports import metrics_ports
+from extproc.server.listening.rpc_server import check_free
+from extproc.server.listening.run_dir import Residence, admin_path, counters_path, home_of, prepare
+from extproc.server.listening.socket_watch import Kept, SocketWatch
 from extproc.server.parts import Part, Parts
-from extproc.server.rpc_server import check_free
-from extproc.server.run_dir import Residence, admin_path, counters_path, home_of, prepare
-from extproc.server.socket_watch import Kept, SocketWatch
+from extproc.server.process.modules import python_module
 from metadata_center import signals
 from metadata_center.load import shared_counters
 

@@ -7,14 +7,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from extproc.listeners import Listeners
-from extproc.server.acknowledging import Acknowledgements
-from extproc.server.configuration import Configuration
-from extproc.server.introducing import Introductions
+from extproc.server.envoys.acknowledging import Acknowledgements
+from extproc.server.envoys.late_clusters import LateClusters
+from extproc.server.envoys.publishing import ADS_TYPES, Publisher
 from extproc.server.knowledge import Knowledge, Site
-from extproc.server.late_clusters import LateClusters
-from extproc.server.live_sources import LiveSources
 from extproc.server.parts import Part
-from extproc.server.publishing import ADS_TYPES, Publisher
+from extproc.server.reloading.configuration import Configuration
+from extproc.server.reloading.introducing import Introductions
+from extproc.server.sources.live_sources import LiveSources
 from extproc.xds.ads import AdsServer
 from extproc.xds.cluster_kinds import ClusterKinds
 from extproc.xds.leaving import FormerEndpoints

@@ -2,7 +2,7 @@
 
 Rules:
     1. The library that makes them takes 10 MiB and most of a second until it is ready, and kinds are few: a
-       process that ends then can make them (`server/cluster_encoder.py`), and they are learnt here.
+       process that ends then can make them (`server/envoys/cluster_encoder.py`), and they are learnt here.
     2. A kind that nobody made bytes of before is encoded here after all: the bytes are the same.
 """
 

@@ -14,7 +14,7 @@ import brotli  # type: ignore[import-untyped]
 import pytest
 
 from extproc.request.compression import ALWAYS_BYTES
-from extproc.server.unpacking import INLINE_BYTES
+from extproc.server.bodies.unpacking import INLINE_BYTES
 from tests.e2e.conftest import Shared
 from tests.e2e.harness import Reply, chat, check, check_for_any_api, exchange, post, send_until_heard
 

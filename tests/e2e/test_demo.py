@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from extproc.server.modules import python_module
+from extproc.server.process.modules import python_module
 from testbed.processes import free_port
 from tokenway.cli.envoy import ENVOY_ENV, SOURCE_ENVOY
 

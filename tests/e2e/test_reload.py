@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from extproc.server.run_dir import counters_path
+from extproc.server.listening.run_dir import counters_path
 from tests.e2e.harness import (
     Load,
     Stack,
@@ -177,7 +177,7 @@ import importlib.util, sys
 
 class Finder:
     def find_spec(self, name, path, target=None):
-        if name != "extproc.server.publishing":
+        if name != "extproc.server.envoys.publishing":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

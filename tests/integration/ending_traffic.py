@@ -14,7 +14,7 @@ import numpy as np
 
 from extproc.errors import RouterError
 from extproc.health.settings import HealthSettings
-from extproc.server.sharing import reserve_by
+from extproc.server.exchanging.sharing import reserve_by
 from extproc.values.deciding import Later, Now, Refusal
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended

@@ -16,8 +16,8 @@ from extproc.admin.pages.endpoints import ENDPOINTS
 from extproc.admin.pages.explain import LAST
 from extproc.admin.table import PAGES
 from extproc.observing.records import RecordRing
-from extproc.server.admin_answers import AllWorkers, OneWorker
-from extproc.server.admin_port import AdminPort, TcpPlace
+from extproc.server.listening.admin_answers import AllWorkers, OneWorker
+from extproc.server.listening.admin_port import AdminPort, TcpPlace
 
 pytestmark = pytest.mark.asyncio
 

@@ -20,8 +20,8 @@ from extproc.request.reading import BodyRead, ReadOrder, read_body
 from extproc.request.structure import MAX_CONTAINERS
 from extproc.routing.router import MAX_PATIENCE_S
 from extproc.routing.settings import RouterSettings
-from extproc.server import body_readers
-from extproc.server.body_readers import BodyReaders
+from extproc.server.bodies import body_readers
+from extproc.server.bodies.body_readers import BodyReaders
 from extproc.values.deciding import Later, Now
 from extproc.values.placements import Decision
 from tests.conftest import build_rig, request_line, result_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extproc.server.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
+from extproc.server.exchanging.bus import MAX_FRAME_BYTES, MAX_QUEUED_BYTES, Bus
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEvent
 from extproc.values.evidence import FailureKind
 from metadata_center.addresses import Address

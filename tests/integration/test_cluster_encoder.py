@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from extproc.server import cluster_encoder
-from extproc.server.cluster_encoder import ClusterEncoder
+from extproc.server.envoys import cluster_encoder
+from extproc.server.envoys.cluster_encoder import ClusterEncoder
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.cluster_kinds import ClusterKind, UpstreamTls
 
@@ -62,7 +62,10 @@ def test_one_that_is_not_asked_is_ended(capfd: pytest.CaptureFixture[str]) -> No
         assert process is not None
     assert process.returncode is not None
     orphan = subprocess.run(
-        [sys.executable, "-m", "extproc.server.encoding_process"], input=b"", capture_output=True, check=True
+        [sys.executable, "-m", "extproc.server.envoys.encoding_process"],
+        input=b"",
+        capture_output=True,
+        check=True,
     )
     assert (orphan.stdout, orphan.stderr) == (b"", b""), "whose gateway went without a question"
     assert capfd.readouterr().err == ""

@@ -18,8 +18,8 @@ from extproc.discovery import resolve
 from extproc.discovery.resolution import Resolution
 from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
-from extproc.server import configuration
-from extproc.server.configuration import Configuration
+from extproc.server.reloading import configuration
+from extproc.server.reloading.configuration import Configuration
 
 pytestmark = pytest.mark.asyncio
 

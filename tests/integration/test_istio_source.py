@@ -16,7 +16,7 @@ from extproc.config.sections.discovery import IstioDiscovery
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.istio.messages import CLUSTERS, Resource, Response
 from extproc.discovery.listed import Listed
-from extproc.server.istio_source import IstioSource
+from extproc.server.sources.istio_source import IstioSource
 from metadata_center.tokens import MALFORMED
 from testbed.certificates import issued, workload
 from testbed.processes import free_port

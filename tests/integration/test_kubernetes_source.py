@@ -16,9 +16,9 @@ from extproc.discovery.fleet import Fleet
 from extproc.discovery.kubernetes.access import Access
 from extproc.discovery.kubernetes.view import View
 from extproc.discovery.listed import Listed
-from extproc.server import kubernetes_api
-from extproc.server.kubernetes_api import KubernetesApi
-from extproc.server.kubernetes_source import KUBERNETES, KubernetesSource
+from extproc.server.sources import kubernetes_api
+from extproc.server.sources.kubernetes_api import KubernetesApi
+from extproc.server.sources.kubernetes_source import KUBERNETES, KubernetesSource
 from extproc.values.pool_policies import PoolPolicies
 from metadata_center.tokens import MALFORMED
 from testbed.fake_kubernetes import FakeKubernetes

@@ -21,7 +21,7 @@ from extproc.config.loading import parse as parse_config
 from extproc.rendering.loading import load
 from extproc.request.parse import parse
 from extproc.routing.event_caches import EventCaches
-from extproc.server.kv_event_follower import KvEventFollower
+from extproc.server.engines.kv_event_follower import KvEventFollower
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
@@ -369,7 +369,7 @@ async def test_why_an_engine_does_not_announce_is_logged_when_it_changes(
     gateway: Gateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it is asked; and once more if it announced meanwhile."""
-    monkeypatch.setattr("extproc.server.kv_event_follower._FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("extproc.server.engines.kv_event_follower._FIRST_RETRY_S", 0.01)
     caplog.set_level(logging.INFO, "tokenway.kv_events")
 
     def logged() -> list[str]:

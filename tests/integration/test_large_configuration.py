@@ -19,9 +19,9 @@ from extproc.config.schema import Config
 from extproc.discovery.resolution import Resolution
 from extproc.observing.metrics.collector import Metrics
 from extproc.request.rules import ModelRules, RuleTable
-from extproc.server import configuration, preparing
-from extproc.server.configuration import QUICK_JSON_BYTES, QUICK_YAML_BYTES, Configuration
-from extproc.server.preparing import MANY_MODELS, CompiledRules
+from extproc.server.reloading import configuration, preparing
+from extproc.server.reloading.configuration import QUICK_JSON_BYTES, QUICK_YAML_BYTES, Configuration
+from extproc.server.reloading.preparing import MANY_MODELS, CompiledRules
 
 pytestmark = pytest.mark.asyncio
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from extproc.config.schema import Config
 from extproc.discovery.listed import Listed
 from extproc.discovery.resolution import Resolution
-from extproc.server.acknowledging import MOST_WAIT_S
+from extproc.server.envoys.acknowledging import MOST_WAIT_S
 from extproc.values.endpoints import Endpoint
 from extproc.xds.ads import RECONNECT_S
 from metadata_center.addresses import Address

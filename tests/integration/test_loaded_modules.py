@@ -12,7 +12,7 @@ SERVE = """
 import asyncio, json, sys
 from pathlib import Path
 from extproc.server.building import build_worker
-from extproc.server.cluster_encoder import ClusterEncoder
+from extproc.server.envoys.cluster_encoder import ClusterEncoder
 import tokenway.cli.serve
 
 async def serve():

@@ -20,8 +20,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.discovery.listed import Listed
 from extproc.protocol import wire
 from extproc.server import building
-from extproc.server.applying import Owners
-from extproc.server.run_dir import socket_path
+from extproc.server.listening.run_dir import socket_path
+from extproc.server.reloading.applying import Owners
 from extproc.server.worker import Worker
 from extproc.values.headers import REQUEST_ID_HEADER
 from metadata_center.addresses import Address

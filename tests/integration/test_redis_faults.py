@@ -11,7 +11,7 @@ import pytest
 from redis.exceptions import AuthenticationError, ClusterDownError, ResponseError
 
 from extproc.config.sections.sharing import MetadataCenter
-from extproc.server.sharing import transport_of
+from extproc.server.exchanging.sharing import transport_of
 from metadata_center.sharing.messages import Row, Update, member_id
 from metadata_center.sharing.redis_faults import explained
 from metadata_center.sharing.redis_transport import RedisTransport

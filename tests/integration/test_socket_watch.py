@@ -14,14 +14,14 @@ import pytest
 from extproc.admin.table import PAGES
 from extproc.config.sections.listening import Transport
 from extproc.errors import ConfigError
-from extproc.server import grpcio_server, socket_watch
-from extproc.server.admin_answers import AllWorkers
-from extproc.server.admin_port import AdminPort
-from extproc.server.bus import Bus
-from extproc.server.rpc_places import Places
-from extproc.server.rpc_server import RpcServer, check_free, rpc_server
-from extproc.server.run_dir import Residence, prepare
-from extproc.server.socket_watch import Kept, SocketWatch, kept_of
+from extproc.server.exchanging.bus import Bus
+from extproc.server.listening import grpcio_server, socket_watch
+from extproc.server.listening.admin_answers import AllWorkers
+from extproc.server.listening.admin_port import AdminPort
+from extproc.server.listening.rpc_places import Places
+from extproc.server.listening.rpc_server import RpcServer, check_free, rpc_server
+from extproc.server.listening.run_dir import Residence, prepare
+from extproc.server.listening.socket_watch import Kept, SocketWatch, kept_of
 from extproc.transport.native import tcp_socket
 from extproc.transport.seam import Call, Received, Rpc
 

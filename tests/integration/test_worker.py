@@ -17,9 +17,9 @@ import pytest
 from extproc.config.sections.listening import Transport
 from extproc.errors import ConfigError
 from extproc.server.building import build_worker
-from extproc.server.cluster_encoder import encode_all_here
+from extproc.server.envoys.cluster_encoder import encode_all_here
+from extproc.server.listening.run_dir import socket_path
 from extproc.server.parts import StoppedWhileStarting
-from extproc.server.run_dir import socket_path
 from extproc.server.supervisor import Supervisor
 from extproc.server.worker import Stage, Worker
 from extproc.xds.cluster_kinds import ClusterKind

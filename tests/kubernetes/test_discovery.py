@@ -15,7 +15,7 @@ import yaml
 from extproc.config.sections.kubernetes import KubernetesDiscovery
 from extproc.discovery.fleet import Fleet
 from extproc.discovery.listed import Listed
-from extproc.server.kubernetes_source import KUBERNETES, kubernetes_source
+from extproc.server.sources.kubernetes_source import KUBERNETES, kubernetes_source
 from extproc.values.pool_policies import PoolPolicies
 from testbed.kubernetes import Cluster, inference_pool, pod
 from testbed.processes import REPOSITORY

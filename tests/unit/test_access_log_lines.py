@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from extproc.accesslog.entries import LINE_TAG, translate
 from extproc.accesslog.lines import FIELDS, SEPARATOR, read_line
-from extproc.server.bootstrap import template
+from extproc.server.envoys.bootstrap import template
 from extproc.values.endings import AttemptFailed, AttemptStarted, RequestAlive, RequestEnd, RequestEvent
 from extproc.values.evidence import FailureKind
 from extproc.values.outcomes import Ended

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.config.sections.edge import Edge, EdgeTls
-from extproc.server.bootstrap import PROCESSOR, fill, template
+from extproc.server.envoys.bootstrap import PROCESSOR, fill, template
 
 
 def _document(edge: Edge) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from extproc.protocol.bootstrap_dialect import (
     ROUTE_NAMESPACE,
     BootstrapDialect,
 )
-from extproc.server.bootstrap import template
+from extproc.server.envoys.bootstrap import template
 from extproc.values.exchange import NO_OWNER, PassTo
 from extproc.values.headers import OWNER_HEADER
 from extproc.values.placements import Decision, Plan

@@ -15,8 +15,8 @@ from unittest.mock import Mock
 import pytest
 
 from extproc.build_kind import build_kind
-from extproc.server.environment import secret
-from extproc.server.modules import ROOT, python_module
+from extproc.server.process.environment import secret
+from extproc.server.process.modules import ROOT, python_module
 from tokenway.cli.admin_url import ADMIN_ENV
 from tokenway.cli.demo import own_command
 from tokenway.cli.main import main

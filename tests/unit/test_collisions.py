@@ -13,8 +13,8 @@ import pytest
 from extproc.config.collisions import run_dir_files
 from extproc.config.loading import load_all, parse
 from extproc.errors import ConfigError
-from extproc.server.run_dir import admin_path, bus_path, counters_path, home_of, socket_path
-from extproc.server.self_signed import self_signed_files
+from extproc.server.listening.run_dir import admin_path, bus_path, counters_path, home_of, socket_path
+from extproc.server.listening.self_signed import self_signed_files
 from extproc.transport.native import tcp_socket
 from tokenway.cli.check import check
 

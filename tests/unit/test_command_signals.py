@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from extproc.server.cluster_encoder import _process
-from extproc.server.modules import ROOT
+from extproc.server.envoys.cluster_encoder import _process
+from extproc.server.process.modules import ROOT
 
 SIGNALS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 

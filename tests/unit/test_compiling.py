@@ -16,7 +16,8 @@ from compiling.constructors import CannotExpandError, expanded
 from compiling.extensions import listed
 from extproc.build_kind import BuildKind, build_kind
 from extproc.routing import router
-from extproc.server import bus, entry_relay, reading_process
+from extproc.server.bodies import reading_process
+from extproc.server.exchanging import bus, entry_relay
 
 ROOT = Path(__file__).parents[2]
 

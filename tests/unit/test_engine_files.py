@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from extproc.config.engine_files import EngineFiles
 from extproc.config.schema import Config
 from extproc.observing.metrics.collector import Metrics
-from extproc.server.configuration import Configuration
+from extproc.server.reloading.configuration import Configuration
 from testbed.certificates import issued
 from testbed.processes import eventually
 

@@ -8,7 +8,7 @@ import pytest
 from extproc.config.schema import Config
 from extproc.health.facts import Occupancy
 from extproc.routing.engines import Engines
-from extproc.server.engine_news import EngineNews
+from extproc.server.engines.engine_news import EngineNews
 from metadata_center.types import EndpointKey
 
 KEY = EndpointKey("10.0.0.1:8000")

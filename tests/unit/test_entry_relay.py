@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from extproc.server import entry_relay
-from extproc.server.entry_relay import EVERYBODY, MAX_NAMES, EntryRelay
+from extproc.server.exchanging import entry_relay
+from extproc.server.exchanging.entry_relay import EVERYBODY, MAX_NAMES, EntryRelay
 from extproc.values.endings import RequestAlive, RequestEvent
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import RequestId

@@ -20,10 +20,10 @@ from extproc.discovery.kubernetes.access import Access, Pem
 from extproc.errors import ConfigError
 from extproc.rendering import loading
 from extproc.rendering.vocabulary import UnsupportedTokenizer
-from extproc.server.engine_tls import RequestTls
-from extproc.server.grpcio_server import credentials_of
-from extproc.server.kubernetes_api import _tls_context, access_of
-from extproc.server.modules import ROOT
+from extproc.server.engines.engine_tls import RequestTls
+from extproc.server.listening.grpcio_server import credentials_of
+from extproc.server.process.modules import ROOT
+from extproc.server.sources.kubernetes_api import _tls_context, access_of
 from extproc.transport import dialling
 from extproc.transport.listen_tls import ListenTls, TlsFiles
 from metadata_center.files import open_regular, read_regular, require_regular, write_whole

@@ -21,8 +21,8 @@ from extproc.observing.records import RecordRing
 from extproc.routing.caches import Caches
 from extproc.routing.homes import Homes
 from extproc.routing.state import Outside, RoutingState, make_routing_state
-from extproc.server.applying import Owners
-from extproc.server.fleet_changes import FleetChanges
+from extproc.server.reloading.applying import Owners
+from extproc.server.reloading.fleet_changes import FleetChanges
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex

@@ -10,7 +10,7 @@ from extproc.choosing.lines import OtherLines
 from extproc.health.settings import HealthSettings
 from extproc.health.tracker import HealthTracker
 from extproc.routing.homes import Homes
-from extproc.server.hearsay import Hearsay
+from extproc.server.exchanging.hearsay import Hearsay
 from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.history.prefix_index import PrefixIndex

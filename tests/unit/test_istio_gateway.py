@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from extproc.config.loading import load_all
 from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
-from extproc.server.bootstrap import template
+from extproc.server.envoys.bootstrap import template
 from extproc.xds.cluster_encoding import encode
 from extproc.xds.resources import cluster_resources
 from tokenway.cli.main import main

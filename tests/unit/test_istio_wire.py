@@ -25,7 +25,7 @@ from extproc.discovery.istio.messages import (
     Response,
     Workload,
 )
-from extproc.server.istio_source import node_of
+from extproc.server.sources.istio_source import node_of
 from tests.mesh import SERVICE, assignment, assignments, cluster, clusters, encoded, lb_endpoint
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.observing.metrics.collector import Metrics
 from extproc.observing.metrics.process import StallCause
-from extproc.server.loop_turns import STALL_S, WatchedSelector
+from extproc.server.process.loop_turns import STALL_S, WatchedSelector
 from tests.conftest import ManualClock
 
 Told = list[tuple[float, float, StallCause]]

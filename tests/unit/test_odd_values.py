@@ -24,7 +24,7 @@ from extproc.health.facts import engine_facts
 from extproc.observing.explain import to_json, verdict
 from extproc.request.parse import INFERENCE_PATHS
 from extproc.routing.engines import Engines
-from extproc.server.request_settings import router_settings
+from extproc.server.reloading.request_settings import router_settings
 from metadata_center.load.counters import Counters
 from metadata_center.sharing.lines import heard
 from metadata_center.sharing.messages import MessageError, decode

@@ -10,7 +10,7 @@ import pytest
 
 from extproc.config.loading import load_all
 from extproc.errors import ConfigError
-from extproc.server.bootstrap import shipped
+from extproc.server.envoys.bootstrap import shipped
 from tokenway.cli.main import main
 from tokenway.cli.picker_flags import add_picker_flags, picker_settings
 from tokenway.cli.pool_flags import add_pool_flags, pool_settings

@@ -23,7 +23,7 @@ from extproc.observing.request_log import (
     keyed_blocks,
     log_request_end,
 )
-from extproc.server.request_settings import block_key_of
+from extproc.server.reloading.request_settings import block_key_of
 from extproc.values.balancing import Algorithm, LoadBalancing
 from extproc.values.decisions import DecisionRecord
 from extproc.values.outcomes import Ended, Outcome

@@ -8,7 +8,7 @@ import pytest
 
 from extproc.config.schema import Config
 from extproc.routing.settings import HoldSettings
-from extproc.server.request_settings import router_settings
+from extproc.server.reloading.request_settings import router_settings
 
 
 def test_requests_wait_by_default_and_none_is_refused_for_it() -> None:

@@ -15,8 +15,8 @@ import pytest
 from extproc.config.schema import Config
 from extproc.config.sections.listening import Server
 from extproc.errors import ConfigError
-from extproc.server import run_dir as module
-from extproc.server.run_dir import (
+from extproc.server.listening import run_dir as module
+from extproc.server.listening.run_dir import (
     Residence,
     admin_path,
     bus_path,
@@ -149,7 +149,7 @@ def test_two_gateways_do_not_share_a_folder(folder: Path) -> None:
     """The second is refused while the first lives, killed or not, and not afterwards."""
     prepare(folder)
     script = (
-        "import sys, time; from pathlib import Path; from extproc.server.run_dir import lock\n"
+        "import sys, time; from pathlib import Path; from extproc.server.listening.run_dir import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)

@@ -10,7 +10,7 @@ import pytest
 
 from extproc.config.schema import Config
 from extproc.config.taking_effect import EFFECTS, Effect, changed, effect_of, out_of_reach, settings_of
-from extproc.server.pending_settings import PendingSettings
+from extproc.server.reloading.pending_settings import PendingSettings
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 

@@ -6,7 +6,7 @@ import pytest
 
 from extproc.config.sections.sharing import MetadataCenter
 from extproc.errors import ConfigError
-from extproc.server.sharing import transport_of
+from extproc.server.exchanging.sharing import transport_of
 from metadata_center.tokens import MALFORMED, bearer
 
 

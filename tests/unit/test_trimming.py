@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.server.trimming import Trimmer, resident_bytes
+from extproc.server.process.trimming import Trimmer, resident_bytes
 
 MIB = 1024 * 1024
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from extproc.server.turns import LEAST_SWEPT, Turns
+from extproc.server.bodies.turns import LEAST_SWEPT, Turns
 
 SMALL = 10
 

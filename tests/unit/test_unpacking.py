@@ -15,8 +15,8 @@ import pytest
 from extproc.errors import Reason, RouterError
 from extproc.request.compression import decode
 from extproc.routing.settings import HoldSettings, RouterSettings
-from extproc.server import unpacking
-from extproc.server.unpacking import INLINE_BYTES, Unpacking
+from extproc.server.bodies import unpacking
+from extproc.server.bodies.unpacking import INLINE_BYTES, Unpacking
 from extproc.values.deciding import Deciding, Later, Now, Refusal
 from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.pending import Pending

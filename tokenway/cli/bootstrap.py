@@ -7,9 +7,9 @@ from typing import Any
 
 from extproc.config.loading import read_all, read_once
 from extproc.config.schema import Config
-from extproc.server.bootstrap import as_yaml, fill, template
-from extproc.server.run_dir import run_dir, socket_path
-from extproc.server.secret_files import by_secret_files
+from extproc.server.envoys.bootstrap import as_yaml, fill, template
+from extproc.server.envoys.secret_files import by_secret_files
+from extproc.server.listening.run_dir import run_dir, socket_path
 from metadata_center.addresses import ACCEPTED, Address, ip_or_none
 from metadata_center.files import write_whole
 

@@ -18,8 +18,8 @@ from extproc.config.schema import Config
 from extproc.config.sections.fields import Section
 from extproc.errors import ConfigError
 from extproc.observing.printable import printable
-from extproc.server.bootstrap import template, withheld
-from extproc.server.run_dir import home_of
+from extproc.server.envoys.bootstrap import template, withheld
+from extproc.server.listening.run_dir import home_of
 from extproc.values.endpoints import carries
 from metadata_center.addresses import is_of_many, is_unspecified
 from metadata_center.sharing.redis_url import parse_url

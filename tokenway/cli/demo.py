@@ -17,8 +17,8 @@ from urllib.request import ProxyHandler, build_opener
 
 from extproc.config.loading import clusters_path, load_all
 from extproc.observing.wording import counted
-from extproc.server.bootstrap import shipped
-from extproc.server.modules import ROOT, python_module
+from extproc.server.envoys.bootstrap import shipped
+from extproc.server.process.modules import ROOT, python_module
 from metadata_center.addresses import Address
 from tokenway.cli.bootstrap import listen_address, rendered
 from tokenway.cli.demo_needs import ENGINES_HOST, refuse_taken, refuse_unfit

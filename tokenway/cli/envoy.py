@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from extproc.server.bootstrap import shipped
+from extproc.server.envoys.bootstrap import shipped
 
 ENVOY_ENV: Final = "TOKENWAY_ENVOY"
 SOURCE_ENVOY: Final = Path(__file__).parents[2] / ".tools" / "envoy" / "envoy" / "_bin" / "envoy"

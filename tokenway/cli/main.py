@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve_worker(options: argparse.Namespace) -> int:
-    from extproc.server.cluster_encoder import ClusterEncoder
+    from extproc.server.envoys.cluster_encoder import ClusterEncoder
 
     with ClusterEncoder() as encoder:  # its process imports what it needs while this one imports the rest
         from tokenway.cli.serve import serve_worker
@@ -152,10 +152,10 @@ def _serve(options: argparse.Namespace) -> int:
     if options.config is None and not pods:
         problem = "accepted: a tokenway.yaml, a clusters.json, --pool-name or --endpoint-selector"
         raise ConfigError(SERVE_WORDS, [problem])
-    from extproc.server.cluster_encoder import ClusterEncoder
+    from extproc.server.envoys.cluster_encoder import ClusterEncoder
 
     with ClusterEncoder() as encoder:  # as above
-        from extproc.server.bootstrap import shipped
+        from extproc.server.envoys.bootstrap import shipped
         from tokenway.cli.picker_flags import picker_settings
         from tokenway.cli.serve import serve
 

@@ -12,7 +12,7 @@ from extproc.istio_gateway.manifests import files
 from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
-from extproc.server.bootstrap import shipped
+from extproc.server.envoys.bootstrap import shipped
 from metadata_center.files import write_whole
 from tokenway.cli.bootstrap import document_of, sockets_of
 

@@ -16,11 +16,11 @@ from extproc.listeners import Listeners
 from extproc.observing.log_writer import lines_lost, log_handler
 from extproc.observing.noise import AcceptFaults, is_news
 from extproc.observing.request_log import JsonFormatter
-from extproc.server.cluster_encoder import ClusterEncoder
-from extproc.server.loop_turns import watched_loop
+from extproc.server.envoys.cluster_encoder import ClusterEncoder
 from extproc.server.parts import StoppedWhileStarting
+from extproc.server.process.loop_turns import watched_loop
+from extproc.server.process.trimming import trim
 from extproc.server.supervisor import Supervisor
-from extproc.server.trimming import trim
 from extproc.server.worker import Worker
 from metadata_center import signals
 from metadata_center.load.shared_counters import path_of

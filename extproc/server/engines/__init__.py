@@ -1,0 +1,1 @@
+"""What comes from engines beside answers: health, cached blocks, what they say of themselves."""

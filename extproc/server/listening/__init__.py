@@ -1,0 +1,1 @@
+"""Where a gateway is reached: sockets and ports, what serves them, and the folder that they are in."""

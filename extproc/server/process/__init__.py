@@ -1,0 +1,1 @@
+"""The process itself: its turns, its memory, its environment, its helpers."""

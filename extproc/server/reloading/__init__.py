@@ -1,0 +1,1 @@
+"""How a configuration is read, comes into force, and changes what runs."""

@@ -1,0 +1,1 @@
+"""Sources of endpoints that have connections: istiod and the Kubernetes API."""
