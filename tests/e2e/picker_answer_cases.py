@@ -200,7 +200,8 @@ async def _full(picked: Picked, engine: GatedEngine, *, holds: bool) -> None:
     await eventually(under_way, lambda count: count == 2)
     engine.open()
     assert [(await each).status for each in (first, waits, matters)] == [200] * 3
-    # What is sent first may be overtaken on its way; the order itself is in tests/unit/test_priorities.py.
+    # What is sent first may be overtaken on its way; the order itself is tested without Envoy
+    # (tests/unit/choosing/test_priorities.py).
     assert sorted(engine.arrived) == ["first", "matters", "waits"]
     ignored = [
         total(await tokenway.metrics(), "tokenway_headers_ignored_total", header="objective", reason=reason)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed
 
 from benchmarks.prediction import ALONE_GAP_S, Watched, batched_gap_s, foreseen, table, workload
 from extproc.choosing.stateful import FleetView, PolicyRequest

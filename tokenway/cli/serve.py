@@ -34,10 +34,10 @@ GC_THRESHOLDS = (500, 1, 50_000)
 """Of `gc.set_threshold`. A collection looks at all that survived since the one before and at what each of it
 refers to, and nothing else goes on meanwhile. Over a hundred endpoints 500 objects are 20 decisions, whose
 columns refer to 20,000 numbers: 0.2 ms, and up to five times as much on a machine that is wanted by others.
-What a request leaves is in no cycle (tests/unit/test_cycles.py), so collections are seldom: the youngest come
-after some twenty requests more than were let go, the second generation after three of them, and the third,
-which has all that the caches hold, after 75 million objects. What is in cycles is asyncio's, one for each
-connection that is closed."""
+What a request leaves is in no cycle (tests/unit/server/test_cycles.py), so collections are seldom: the
+youngest come after some twenty requests more than were let go, the second generation after three of them, and
+the third, which has all that the caches hold, after 75 million objects. What is in cycles is asyncio's, one
+for each connection that is closed."""
 
 
 def serve(path: Path, settings: Settings = NO_SETTINGS, encoder: ClusterEncoder | None = None) -> int:
