@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as pb
 
-from extproc.server.envoys import introducing
 from extproc.server.envoys.acknowledging import MOST_WAIT_S
+from extproc.server.reloading import introducing
 from extproc.transport.seam import Message, joined
 from extproc.xds.ads import RECONNECT_S
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
