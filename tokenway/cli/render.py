@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
 from extproc.config.loading import read_all, read_once
 from extproc.istio_gateway.manifests import files
 from extproc.istio_gateway.resources import RenderingError
 from extproc.istio_gateway.text import Manifest, as_yaml
 from extproc.observing.printable import printable
-from extproc.server.envoys.bootstrap import shipped
+from extproc.server.envoys.bootstrap import shipped_document
 from metadata_center.files import write_whole
 from tokenway.cli.bootstrap import document_of, sockets_of
 
@@ -61,7 +59,7 @@ def rendered(path: Path) -> dict[str, list[Manifest]]:
         RenderingError: A setting has no form in Istio.
     """
     config, clusters = read_all(path, read_once)
-    replaced = yaml.safe_load(shipped("envoy/istio-proxy.yaml").read_text(encoding="utf-8"))
+    replaced = shipped_document("envoy/istio-proxy.yaml")
     return files(
         config, clusters, document_of(config, *_UNUSED), replaced["http_filters"], sockets_of(config)
     )

@@ -1,6 +1,6 @@
 """Envoy's bootstrap for a given gateway: the shipped envoy/bootstrap.yaml with its places filled in.
 
-Pure but for `template`, which reads the shipped file.
+Pure but for `shipped_document` and `template`, which read shipped files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from extproc.config.notation import read_yaml
 from extproc.config.rule_headers import SECRET_HEADERS
 from extproc.config.sections.edge import Away, Cors, Edge, EdgeTls
 from extproc.config.sections.listening import GatewayAddress
@@ -36,10 +37,16 @@ def shipped(name: str) -> Path:
     return SHIPPED / Path(name).name
 
 
+def shipped_document(name: str) -> dict[str, Any]:
+    """What a YAML file that comes with the package says; read by libyaml where it is, as configurations are."""
+    text = shipped(name).read_text(encoding="utf-8")
+    document: dict[str, Any] = read_yaml(text, name).data
+    return document
+
+
 def template() -> dict[str, Any]:
     """The shipped bootstrap."""
-    document: dict[str, Any] = yaml.safe_load(shipped("envoy/bootstrap.yaml").read_text(encoding="utf-8"))
-    return document
+    return shipped_document("envoy/bootstrap.yaml")
 
 
 def fill(
