@@ -38,7 +38,7 @@ def shipped(name: str) -> Path:
 
 
 def shipped_document(name: str) -> dict[str, Any]:
-    """What a YAML file that comes with the package says; read by libyaml where it is, as configurations are."""
+    """What a YAML file that comes with the package says; libyaml reads it where it is installed."""
     text = shipped(name).read_text(encoding="utf-8")
     document: dict[str, Any] = read_yaml(text, name).data
     return document
