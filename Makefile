@@ -41,13 +41,13 @@ test-e2e: install envoy
 test-picker: install envoy
 	TOKENWAY_PICKER_ANSWERS=$(or $(ANSWERS),10000) TOKENWAY_PICKER_ABORTS=$(or $(ABORTS),4000) \
 	TOKENWAY_PICKER_STREAMS=$(or $(STREAMS),100000) \
-	$(BIN)/pytest -q --timeout 3600 tests/integration/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
+	$(BIN)/pytest -q --timeout 3600 tests/integration/picker/test_picker.py tests/e2e/test_endpoint_picker.py tests/e2e/test_picker_cases.py \
 		tests/e2e/test_request_trailers.py
 
 # Requests that end in every way over two gateways that share by Redis, while Redis and they fail: at length.
 test-endings: ENDINGS = 10000
 test-endings: install
-	TOKENWAY_REDIS_ENDINGS=$(ENDINGS) $(BIN)/pytest -q -s --timeout 3600 tests/integration/test_redis_endings.py
+	TOKENWAY_REDIS_ENDINGS=$(ENDINGS) $(BIN)/pytest -q -s --timeout 3600 tests/integration/metadata_center/test_redis_endings.py
 
 # The wheel whose request path is machine code, into dist/: needs a C compiler and Python's headers, and minutes. Then the tests,
 # on a copy of the sources with that wheel's modules. By another Python, which has what requirements/dev.txt locks:

@@ -81,7 +81,7 @@ static_resources:
 @pytest.fixture
 def envoy_binary() -> Path:
     """The Envoy under test: TOKENWAY_ENVOY, or the one fetched into the repository."""
-    fetched = Path(__file__).parents[2] / ".tools/envoy/envoy/_bin/envoy"
+    fetched = Path(__file__).parents[3] / ".tools/envoy/envoy/_bin/envoy"
     path = Path(os.environ.get("TOKENWAY_ENVOY", fetched))
     if not path.exists():
         pytest.fail("no Envoy: run `make envoy`, or set TOKENWAY_ENVOY to the binary")

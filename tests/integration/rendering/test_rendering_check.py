@@ -18,7 +18,7 @@ from extproc.rendering.check import SAMPLES, CheckedRendering, check_engine
 from extproc.rendering.loading import load
 from extproc.rendering.prompt_text import Feature, Rendering, build_rendering
 
-DATA = Path(__file__).parents[1] / "data" / "rendering"
+DATA = Path(__file__).parents[2] / "data" / "rendering"
 NOW_UNIX_S = 1_782_777_600.0
 ALL = frozenset(Feature)
 

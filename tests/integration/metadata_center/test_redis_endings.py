@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from testbed.redis_server import RedisServer, running
-from tests.integration.ending_traffic import SHARE_LEASE_S, WAYS, Site, Traffic, traffic
+from tests.integration.metadata_center.ending_traffic import SHARE_LEASE_S, WAYS, Site, Traffic, traffic
 
 REQUESTS: Final = int(os.environ.get("TOKENWAY_REDIS_ENDINGS", "400"))
 

@@ -13,7 +13,7 @@ import pytest
 
 from testbed.redis_server import RedisServer, running
 from tests.contract.stores import until
-from tests.integration.ending_traffic import Traffic, traffic
+from tests.integration.metadata_center.ending_traffic import Traffic, traffic
 
 NODE_TIMEOUT_S: Final = 1.5
 """After which a node counts as gone; the default of Redis is ten times that."""

@@ -30,7 +30,7 @@ from metadata_center.types import RequestId
 
 pytestmark = pytest.mark.asyncio
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metadata-center.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metadata-center.md"
 DEADLINE_S = 10.0
 STATS = "/v1/load/stats"
 

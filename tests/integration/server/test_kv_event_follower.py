@@ -29,7 +29,7 @@ from metadata_center.types import EndpointKey
 
 pytestmark = pytest.mark.asyncio
 
-DATA = Path(__file__).parents[1] / "data" / "rendering"
+DATA = Path(__file__).parents[2] / "data" / "rendering"
 FAMILY = "chatml"
 BLOCK_TOKENS = 4
 TEXT = "what an engine computes it announces, and what it announces is found again as text, block by block"
