@@ -1,180 +1,32 @@
-"""Cache events over real ZeroMQ sockets, of a bare publisher and of simulated replicas."""
+"""Cache events over real ZeroMQ sockets, of a bare publisher."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
 import zmq
 import zmq.asyncio
-from aiohttp import web
 
-from metadata_center.addresses import Address
 from metadata_center.kv_events.claims import MAX_SOURCES
-from metadata_center.kv_events.errors import DiscoveryError
-from metadata_center.kv_events.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
+from metadata_center.kv_events.events import Batch
 from metadata_center.kv_events.sequencing import SyncState
-from metadata_center.kv_events.sources import MAX_ANSWER_BYTES, Source, configured, discover
+from metadata_center.kv_events.sources import Source
 from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
-from tokenway.simulator.engine.profile import PROFILES
-from tokenway.simulator.server.app import SimulatorServer, running
-from tokenway.simulator.server.settings import KvEventsConfig, ServerSettings
-
-ENGINE = EndpointKey("127.0.0.1:8000")
-WITHIN_S = 10.0
-
-
-async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
-    """Wait until something holds, or fail."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never came to hold"
-        await asyncio.sleep(0.005)
-
-
-class Engine:
-    """The sockets of one publisher: PUB, and a ROUTER with a buffer, unless it is to have none."""
-
-    def __init__(
-        self,
-        *,
-        pub: str = "tcp://127.0.0.1:*",
-        connect: bool = False,
-        topic: bytes = b"",
-        router: str | None = "tcp://127.0.0.1:*",
-        legacy: bool = False,
-        life: int = 0,
-        buffered: int = 1000,
-        hwm: int = 0,
-    ) -> None:
-        self.context = zmq.asyncio.Context()
-        self.topic = topic
-        self.legacy = legacy
-        self.life = life
-        self.buffered = buffered
-        self.sent: list[bytes] = []
-        self.pub = self.context.socket(zmq.PUB)
-        self.pub.sndhwm = hwm
-        if connect:
-            self.pub.connect(pub)
-        else:
-            self.pub.bind(pub)
-        self.events_address = self.pub.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.replay_address: str | None = None
-        self.asked: list[int] = []
-        self.is_mute = False
-        if router is not None:
-            self.router = self.context.socket(zmq.ROUTER)
-            self.router.sndhwm = 0
-            self.router.bind(router)
-            self.replay_address = self.router.getsockopt_string(zmq.LAST_ENDPOINT)
-            self.task = asyncio.create_task(self._replays())
-
-    def source(self, endpoint: EndpointKey = ENGINE, rank: int = 0) -> Source:
-        """Where it is, for a subscriber that connects."""
-        return Source(endpoint, rank, self.events_address, self.replay_address)
-
-    async def publish(self, *, is_lost: bool = False) -> None:
-        """One batch, whose only block has the batch's number as its hash and the life as its parent."""
-        number = len(self.sent)
-        event = ["BlockStored", [number], self.life, [1, 2], 2, None, "GPU"]
-        await self.publish_raw(msgspec.msgpack.encode([time.time(), [event], 0]), is_lost=is_lost)
-
-    async def publish_raw(self, payload: bytes, *, is_lost: bool = False) -> None:
-        """One batch of these bytes."""
-        number = len(self.sent)
-        self.sent.append(payload)
-        if not is_lost:
-            await self.pub.send_multipart((self.topic, number.to_bytes(8, "big"), payload))
-
-    async def _replays(self) -> None:
-        while True:
-            peer, _, start = await self.router.recv_multipart()
-            self.asked.append(int.from_bytes(start, "big"))
-            if self.is_mute:
-                continue
-            head = (peer, b"") if self.legacy else (peer, b"", self.topic)
-            first = max(self.asked[-1], len(self.sent) - self.buffered)
-            for number, payload in enumerate(self.sent[first:], first):
-                await self.router.send_multipart((*head, number.to_bytes(8, "big"), payload))
-            await self.router.send_multipart((*head, b"\xff" * 8, b""))
-
-    async def stop(self) -> None:
-        """Drop dead."""
-        if self.replay_address is not None:
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
-        self.context.destroy(linger=0)
-
-    def restarted(self) -> Engine:
-        """A new life at the same addresses."""
-        return Engine(
-            pub=self.events_address, topic=self.topic, router=self.replay_address, life=self.life + 1
-        )
-
-
-@asynccontextmanager
-async def engines(*started: Engine) -> AsyncIterator[None]:
-    """Stop them in the end."""
-    try:
-        yield
-    finally:
-        for engine in started:
-            await engine.stop()
-
-
-class View:
-    """What a subscriber delivered, as an index would apply it: `(life, number)` of each block, by source."""
-
-    def __init__(self, **options: Any) -> None:
-        self.blocks: dict[Source, list[tuple[int | None, int]]] = {}
-        self.batches: list[tuple[Source, Batch]] = []
-        self.clears: list[Source] = []
-        self.states: list[SyncState] = []
-        self.subscriber = KvEventSubscriber(
-            on_batch=self._on_batch,
-            on_clear=self._on_clear,
-            on_state=lambda source, state: self.states.append(state),
-            **options,
-        )
-
-    def _on_batch(self, source: Source, batch: Batch) -> None:
-        self.batches.append((source, batch))
-        for event in batch.events:
-            if isinstance(event, BlockStored):
-                known = self.blocks.setdefault(source, [])
-                known.extend((event.parent, item) for item in event.hashes)
-
-    def _on_clear(self, source: Source) -> None:
-        self.clears.append(source)
-        self.blocks.pop(source, None)
-
-    def has(self, source: Source, life: int, count: int) -> Callable[[], bool]:
-        """Whether the view is in sync and holds exactly the first `count` batches of a life."""
-        expected = [(life, number) for number in range(count)]
-        return lambda: (
-            self.blocks.get(source, []) == expected and self.subscriber.state(source) is SyncState.IN_SYNC
-        )
-
-
-@asynccontextmanager
-async def subscribed(*sources: Source, **options: Any) -> AsyncIterator[View]:
-    """A running subscriber."""
-    view = View(**options)
-    view.subscriber.start()
-    view.subscriber.set_sources(sources)
-    try:
-        yield view
-    finally:
-        await view.subscriber.stop()
+from tests.integration.metadata_center.publishing import (
+    ENGINE,
+    WITHIN_S,
+    Engine,
+    View,
+    engines,
+    subscribed,
+    until,
+)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["vllm", "sglang"])
@@ -610,127 +462,6 @@ async def test_it_starts_once_and_stops_any_number_of_times() -> None:
     await view.subscriber.stop()
     await view.subscriber.stop()
     assert len(asyncio.all_tasks()) == 1
-
-
-SETTINGS = ServerSettings(
-    models=("tiny",),
-    profile=replace(PROFILES["demo"], block_size=32, kv_tokens=256),
-    time_scale=0.02,
-    kv_events=KvEventsConfig("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv@replica-1@tiny"),
-)
-
-
-def at(server: SimulatorServer) -> Address:
-    """Where the replica is."""
-    return Address("127.0.0.1", server.port)
-
-
-async def complete(session: aiohttp.ClientSession, server: SimulatorServer, prompt: list[int]) -> None:
-    """Have a replica compute a prompt."""
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
-    async with session.post(f"{server.url}/v1/completions", json=body) as response:
-        assert response.status == 200
-
-
-async def test_a_simulated_replica_is_discovered_and_mirrored() -> None:
-    """Discovery, replay, live events, evictions, a reset, and what was computed after it."""
-    async with running(SETTINGS) as server, aiohttp.ClientSession() as session:
-        (source,) = await discover(session, ENGINE, at(server))
-        assert source.topic == "kv@replica-1@tiny"
-        await complete(session, server, list(range(100, 200)))
-        async with subscribed(source) as view:
-            await until(lambda: view.subscriber.state(source) is SyncState.IN_SYNC and len(view.batches) == 1)
-            await complete(session, server, list(range(1000, 1100)))
-            await complete(session, server, list(range(2000, 2200)))
-            async with session.post(f"{server.url}/reset_prefix_cache") as response:
-                assert response.status == 200
-            await complete(session, server, list(range(100, 170)))
-            await until(
-                lambda: any(isinstance(e, AllBlocksCleared) for _, b in view.batches for e in b.events)
-            )
-            events = [event for _, batch in view.batches for event in batch.events]
-            assert any(isinstance(event, BlockRemoved) for event in events)
-            last = events[-1]
-            assert isinstance(last, BlockStored)
-            assert last.token_ids() == list(range(100, 164))
-            assert {batch.rank for _, batch in view.batches} == {0}
-
-
-async def test_data_parallel_ranks_are_separate_sources() -> None:
-    """Rank r publishes on the next ports; an operator may write that down instead of asking."""
-    replicas = [Engine() for _ in range(2)]
-    async with engines(*replicas):
-        sources = [engine.source(rank=rank) for rank, engine in enumerate(replicas)]
-        async with subscribed(*sources) as view:
-            await replicas[1].publish()
-            await until(view.has(sources[1], 0, 1))
-            await until(view.has(sources[0], 0, 0))
-    assert [
-        s.events_address for s in configured(ENGINE, Address("127.0.0.1", 8000), "tcp://*:5557", ranks=2)
-    ] == [
-        "tcp://127.0.0.1:5557",
-        "tcp://127.0.0.1:5558",
-    ]
-
-
-async def test_a_replica_without_events_has_no_sources() -> None:
-    """Switched off, or too old to know the question."""
-    async with aiohttp.ClientSession() as session:
-        async with running(replace(SETTINGS, kv_events=None)) as server:
-            assert await discover(session, ENGINE, at(server)) == []
-        async with _answering(web.Response(status=404)) as address:
-            assert await discover(session, ENGINE, address) == []
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        web.Response(status=500),
-        web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}),
-        web.Response(body=b"not json"),
-        web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)),
-        web.Response(body=b'{"0":{"endpoint":"tcp://10.1.2.3:5557"}}'),
-    ],
-    ids=["500", "redirect", "garbage", "large", "elsewhere"],
-)
-async def test_a_bad_answer_is_a_discovery_error(response: web.Response) -> None:
-    """Whatever the engine says, and if it says nothing."""
-    async with aiohttp.ClientSession() as session:
-        async with _answering(response) as address:
-            with pytest.raises(DiscoveryError):
-                await discover(session, ENGINE, address)
-        with pytest.raises(DiscoveryError):
-            await discover(session, ENGINE, address)
-
-
-async def test_an_engine_that_does_not_answer_is_a_discovery_error() -> None:
-    """After the time-out."""
-    async with aiohttp.ClientSession() as session, _answering(None) as address:
-        with pytest.raises(DiscoveryError, match="timeout"):
-            await discover(session, ENGINE, address, timeout_s=0.05)
-
-
-@asynccontextmanager
-async def _answering(response: web.Response | None) -> AsyncIterator[Address]:
-    """A server that gives one answer, or none."""
-
-    async def handle(request: web.Request) -> web.Response:
-        if response is None:
-            await asyncio.Event().wait()
-        assert request.path == "/kv_event_sources"
-        assert response is not None
-        return response
-
-    app = web.Application()
-    app.router.add_get("/kv_event_sources", handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield Address("127.0.0.1", runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
 
 
 async def test_others_get_their_turn_within_a_large_message() -> None:
