@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,20 +26,10 @@ from metadata_center.sharing.transport import Transport
 from metadata_center.store import EmbeddedStore, MetadataStore
 from metadata_center.types import EndpointKey, Waiter
 from testbed.redis_server import running
+from tests.waiting import until
 
 DEADLINE_S = 20.0
 LEASE_S, TOMBSTONE_S, SHARE_LEASE_S = 180.0, 60.0, 3.0
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something to become true.
-
-    Raises:
-        TimeoutError: It did not within `DEADLINE_S`.
-    """
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)  # what is waited for has no event of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import pytest
 
 from metadata_center.sharing.messages import Candidate
 from metadata_center.types import Charge, EndpointKey, RequestId, Waiter
-from tests.contract.stores import KINDS, LEASE_S, Pair, until
+from tests.contract.stores import KINDS, LEASE_S, Pair
+from tests.waiting import until
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("[2001:db8::1]:8000")
 BOTH = (A, B)

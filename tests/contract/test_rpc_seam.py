@@ -13,6 +13,7 @@ import pytest
 
 from extproc.transport.seam import Call, Received, Rpc, Status
 from tests.contract.rpc_servers import SERVERS, Serve
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -68,13 +69,6 @@ class Peer:
         """The receiver of the first call."""
         await until(lambda: bool(self.receivers))
         return self.receivers[0]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that the server does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the server wakes no task
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

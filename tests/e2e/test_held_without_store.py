@@ -12,10 +12,10 @@ from typing import Any, Final
 import pytest
 
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import until
 from tests.e2e.harness import FAST_HEALTH, Stack, cluster, eventually
 from tests.e2e.holding import answered, ask, fill, gated, held, served_by, total
 from tests.e2e.pair import all_settled, running_pair
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

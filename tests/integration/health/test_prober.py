@@ -8,7 +8,7 @@ import os
 import random
 import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -25,10 +25,10 @@ from extproc.values.endpoints import Endpoint
 from extproc.values.evidence import FailureKind
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
-DEADLINE_S = 20.0
 SETTINGS = HealthSettings(
     interval_s=0.05, recovery_interval_s=0.02, timeout_s=0.2, ejection_s=0.1, unhealthy_threshold=2
 )
@@ -163,13 +163,6 @@ async def watch() -> AsyncIterator[Watch]:
     built.prober.start()
     yield built
     await built.prober.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that must come true."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - conditions over state that announces nothing
-            await asyncio.sleep(0.005)
 
 
 async def test_first_success_reports_the_cache(watch: Watch) -> None:

@@ -24,14 +24,6 @@ ENGINE = EndpointKey("127.0.0.1:8000")
 WITHIN_S = 10.0
 
 
-async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
-    """Wait until something holds, or fail."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never came to hold"
-        await asyncio.sleep(0.005)
-
-
 class Engine:
     """The sockets of one publisher: PUB, and a ROUTER with a buffer, unless it is to have none."""
 

@@ -45,6 +45,7 @@ from metadata_center.sharing.sync import SyncSettings
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
 from tests.contract.stores import joined
+from tests.waiting import until
 
 DEADLINE_S = 10.0
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
@@ -99,13 +100,6 @@ async def following(stream: AsyncIterator[Update], number: int) -> list[Update]:
     """The next messages."""
     async with asyncio.timeout(DEADLINE_S):
         return [await anext(stream) for _ in range(number)]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - it wakes no task
-            await asyncio.sleep(0.005)
 
 
 def candidate(endpoint: EndpointKey, believed: int = 0) -> Candidate:

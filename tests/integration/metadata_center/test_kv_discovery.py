@@ -16,13 +16,8 @@ from metadata_center.kv_events.errors import DiscoveryError
 from metadata_center.kv_events.events import AllBlocksCleared, BlockRemoved, BlockStored
 from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import MAX_ANSWER_BYTES, configured, discover
-from tests.integration.metadata_center.publishing import (
-    ENGINE,
-    Engine,
-    engines,
-    subscribed,
-    until,
-)
+from tests.integration.metadata_center.publishing import ENGINE, Engine, engines, subscribed
+from tests.waiting import until
 from tokenway.simulator.engine.profile import PROFILES
 from tokenway.simulator.server.app import SimulatorServer, running
 from tokenway.simulator.server.settings import KvEventsConfig, ServerSettings

@@ -18,15 +18,8 @@ from metadata_center.kv_events.sequencing import SyncState
 from metadata_center.kv_events.sources import Source
 from metadata_center.kv_events.subscriber import KvEventSubscriber
 from metadata_center.types import EndpointKey
-from tests.integration.metadata_center.publishing import (
-    ENGINE,
-    WITHIN_S,
-    Engine,
-    View,
-    engines,
-    subscribed,
-    until,
-)
+from tests.integration.metadata_center.publishing import ENGINE, WITHIN_S, Engine, View, engines, subscribed
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["vllm", "sglang"])

@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import until
 from tests.integration.metadata_center.ending_traffic import Traffic, traffic
+from tests.waiting import until
 
 NODE_TIMEOUT_S: Final = 1.5
 """After which a node counts as gone; the default of Redis is ten times that."""

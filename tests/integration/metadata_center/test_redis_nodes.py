@@ -15,7 +15,7 @@ from metadata_center.sharing.redis_url import parse_url
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import until
+from tests.waiting import until
 
 ONE = member_id("gw1", 0, "x")
 BOUND_S, ATTEMPTS = 0.5, 12

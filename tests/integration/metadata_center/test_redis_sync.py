@@ -24,7 +24,8 @@ from metadata_center.sharing.sync import Sync, SyncSettings
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import DEADLINE_S, Pair, joined, until
+from tests.contract.stores import DEADLINE_S, Pair, joined
+from tests.waiting import until
 
 A, B = EndpointKey("10.0.0.1:8000"), EndpointKey("10.0.0.2:8000")
 BOTH = (A, B)

@@ -26,7 +26,8 @@ from metadata_center.sharing.transport import TransportError
 from metadata_center.types import Charge, EndpointKey, RequestId
 from testbed.certificates import expired, issued
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import Pair, joined, until
+from tests.contract.stores import Pair, joined
+from tests.waiting import until
 
 A = EndpointKey("10.0.0.1:8000")
 UPDATE = Update(member_id("gw1", 0, "x"), 1, (Row(A, 1),), True, 6.0, (), False)

@@ -31,7 +31,7 @@ from metadata_center.sharing.redis_url import UrlError, parse_url
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import EndpointKey
 from testbed.redis_server import RedisServer, free_port, running
-from tests.contract.stores import until
+from tests.waiting import until
 
 A, B, C = (EndpointKey(f"10.0.0.{host}:8000") for host in (1, 2, 3))
 ONE, TWO = member_id("gw1", 0, "x"), member_id("gw2", 0, "x")

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from extproc.values.headers import REQUEST_ID_HEADER
 from tests.conftest import CHAT
-
-DEADLINE_S = 5.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that the server does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the server wakes no task
-            await asyncio.sleep(0.002)
 
 
 def headers(request_id: str, path: str = CHAT, method: str = "POST", **fields: Any) -> pb.ProcessingRequest:

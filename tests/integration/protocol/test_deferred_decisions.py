@@ -21,7 +21,8 @@ from extproc.values.exchange import Body, RequestHeaders
 from extproc.values.pending import Pending
 from extproc.values.placements import Decision
 from tests.conftest import DIALECT, Rig, build_rig, chat
-from tests.integration.protocol.exchanges import body, chunk, headers, until
+from tests.integration.protocol.exchanges import body, chunk, headers
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

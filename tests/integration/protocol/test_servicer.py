@@ -25,7 +25,8 @@ from extproc.values.headers import REQUEST_ID_HEADER
 from extproc.values.placements import Decision
 from metadata_center.types import RequestId
 from tests.conftest import CHAT, DIALECT, OWNER, Rig, build_rig, chat, endpoint
-from tests.integration.protocol.exchanges import body, chunk, headers, until
+from tests.integration.protocol.exchanges import body, chunk, headers
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

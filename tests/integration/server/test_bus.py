@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from extproc.values.evidence import FailureKind
 from metadata_center.addresses import Address
 from metadata_center.types import EndpointKey, RequestId, Waiter
 from tests.conftest import request_end
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -54,13 +55,6 @@ class Peer:
 
     def _lose(self, number: int) -> None:
         self.lost += number
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another peer does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the other peer wakes no task
-            await asyncio.sleep(0.005)
 
 
 async def connected(*peers: Peer) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,10 +20,9 @@ from extproc.errors import ConfigError
 from extproc.observing.metrics.collector import Metrics
 from extproc.server.reloading import configuration
 from extproc.server.reloading.configuration import Configuration
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
-
-DEADLINE_S = 10.0
 
 
 class Names:
@@ -80,14 +79,7 @@ class Rig:
     async def until(self, *addresses: str) -> None:
         """Wait until these are the endpoints in force."""
         keys = [f"[{address}]:80" if ":" in address else f"{address}:80" for address in addresses]
-        await eventually(lambda: bool(self.applied) and self.applied[-1] == keys)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for something that files or names will do."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - a poll of files wakes no task
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(self.applied) and self.applied[-1] == keys)
 
 
 @asynccontextmanager
@@ -122,7 +114,7 @@ async def test_name_without_address_stops_neither_the_start_nor_others(names: Na
         names.records["gone.svc"] = ["2001:db8::1", "192.0.2.4"]
         await rig.until("192.0.2.4", "2001:db8::1", "192.0.2.3", "192.0.2.1")
         del names.records["good.svc"]
-        await eventually(lambda: not current.names()["good.svc"])
+        await until(lambda: not current.names()["good.svc"])
         assert rig.applied[-1][2] == "192.0.2.3:80"
 
 
@@ -135,11 +127,11 @@ async def test_an_empty_file_is_told_what_would_be_accepted(
     """The words are those of the file that is empty, and following them mends it."""
     async with following(rig):
         rig.put(file, "")
-        await eventually(lambda: bool(caplog.records))
+        await until(lambda: bool(caplog.records))
         assert f"`{least}`" in vars(caplog.records[0])["problem"]
         applied = len(rig.applied)
         rig.put(file, least)
-        await eventually(lambda: len(rig.applied) > applied)
+        await until(lambda: len(rig.applied) > applied)
 
 
 async def test_failing_name_is_logged_once(names: Names, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +163,7 @@ async def test_both_files_edited_one_after_the_other(rig: Rig) -> None:
     """A rule on a cluster that no source lists yet is in force before the cluster is there."""
     async with following(rig) as current:
         rig.put("tokenway.yaml", "models: {m: {rules: [{cluster: late}]}}\n")
-        await eventually(lambda: list(current.current.models) == ["m"])
+        await until(lambda: list(current.current.models) == ["m"])
         assert current.files() == {"tokenway.yaml": True, "clusters.json": True}
         rig.put(
             "clusters.json",
@@ -204,11 +196,11 @@ async def test_clusters_file_that_comes_later_is_taken(rig: Rig) -> None:
     """Mistyped, then made, then broken, then repaired, then left for another: each is seen."""
     async with following(rig) as current:
         rig.put("tokenway.yaml", "clusters_file: blue.json\n")
-        await eventually(lambda: current.files() == {"tokenway.yaml": True, "blue.json": False})
+        await until(lambda: current.files() == {"tokenway.yaml": True, "blue.json": False})
         rig.clusters("192.0.2.5", file="blue.json")
         await rig.until("192.0.2.5")
         (rig.folder / "blue.json").write_text("{")
-        await eventually(lambda: not current.files()["blue.json"])
+        await until(lambda: not current.files()["blue.json"])
         rig.clusters("192.0.2.6", file="blue.json")
         await rig.until("192.0.2.6")
         rig.put("tokenway.yaml", "version: 1\n")
@@ -226,7 +218,7 @@ async def test_file_that_is_gone_is_reported_and_changes_nothing(rig: Rig, file:
         path = rig.folder / file
         text = path.read_text()
         path.unlink()
-        await eventually(lambda: not current.files()[file])
+        await until(lambda: not current.files()[file])
         path.mkdir()
         await asyncio.sleep(0.6)
         assert not current.files()[file]
@@ -236,7 +228,7 @@ async def test_file_that_is_gone_is_reported_and_changes_nothing(rig: Rig, file:
         assert not current.files()[file]
         assert len(rig.applied) == 1
         path.write_text(text)
-        await eventually(lambda: all(current.files().values()))
+        await until(lambda: all(current.files().values()))
         assert rig.applied[-1] == ["192.0.2.1:80"]
 
 
@@ -251,11 +243,11 @@ async def test_sockets_that_collide_change_nothing(rig: Rig, text: str) -> None:
     """Neither a setting that waits for a restart nor one that would come into force at once."""
     async with following(rig) as current:
         rig.put("tokenway.yaml", text)
-        await eventually(lambda: not current.files()["tokenway.yaml"])
+        await until(lambda: not current.files()["tokenway.yaml"])
         assert len(rig.configs) == 1
         assert current.current.server.listen == ()
         rig.put("tokenway.yaml", "version: 1\n")
-        await eventually(lambda: current.files()["tokenway.yaml"])
+        await until(lambda: current.files()["tokenway.yaml"])
 
 
 async def test_reload_by_hand_reads_and_asks_at_once(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from testbed.certificates import issued, workload
 from testbed.processes import free_port
 from tests.fake_istiod import FakeIstiod
 from tests.mesh import SERVICE, assignments, clusters
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -82,13 +83,6 @@ async def istiod() -> AsyncIterator[FakeIstiod]:
     fake.set(SERVICE, A)
     yield fake
     await fake.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what wakes no task."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
 
 
 async def test_what_istiod_lists_is_reported_as_it_changes(istiod: FakeIstiod) -> None:

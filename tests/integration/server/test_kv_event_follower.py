@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from extproc.values.endpoints import Endpoint
 from metadata_center.addresses import Address
 from metadata_center.cache_map.cache_map import CacheMap
 from metadata_center.types import EndpointKey
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -33,15 +34,6 @@ DATA = Path(__file__).parents[2] / "data" / "rendering"
 FAMILY = "chatml"
 BLOCK_TOKENS = 4
 TEXT = "what an engine computes it announces, and what it announces is found again as text, block by block"
-WITHIN_S = 15.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds, or fail."""
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never came to hold"
-        await asyncio.sleep(0.01)
 
 
 class Rank:

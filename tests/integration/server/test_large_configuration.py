@@ -22,17 +22,11 @@ from extproc.request.rules import ModelRules, RuleTable
 from extproc.server.reloading import configuration, preparing
 from extproc.server.reloading.configuration import QUICK_JSON_BYTES, QUICK_YAML_BYTES, Configuration
 from extproc.server.reloading.preparing import MANY_MODELS, CompiledRules
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
 WAIT_S = 20.0
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for something that files will do."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - a poll of files wakes no task
-            await asyncio.sleep(0.01)
 
 
 class Gateway:
@@ -75,7 +69,7 @@ class Gateway:
     async def until(self, *addresses: str) -> None:
         """Wait until these are in force."""
         keys = [f"{address}:80" for address in addresses]
-        await eventually(lambda: bool(self.applied) and self.applied[-1] == keys)
+        await until(lambda: bool(self.applied) and self.applied[-1] == keys)
 
 
 @pytest.fixture
@@ -88,7 +82,7 @@ async def test_a_large_clusters_file_is_read_while_the_loop_goes_on(gateway: Gat
     """It stays as it was until all is read; edits meanwhile are one more reading, not one each."""
     await gateway.current.start()
     gateway.put("10.0.0.2", padding=QUICK_JSON_BYTES)
-    await eventually(lambda: bool(gateway.read_in))
+    await until(lambda: bool(gateway.read_in))
     assert gateway.applied[-1] == ["10.0.0.1:80"]
     for number in range(3, 8):
         gateway.put(f"10.0.0.{number}", padding=QUICK_JSON_BYTES)
@@ -135,10 +129,10 @@ async def test_rules_of_many_models_are_compiled_beside_the_loop(
     )
     await followed.start()
     put(MANY_MODELS + 1)
-    await eventually(lambda: len(in_force) == 2)
+    await until(lambda: len(in_force) == 2)
     assert compiled_in == [True, False]
     put(3)
-    await eventually(lambda: len(in_force) == 3)
+    await until(lambda: len(in_force) == 3)
     assert compiled_in == [True, False, True], "few again"
     await followed.stop()
 
@@ -147,10 +141,10 @@ async def test_a_large_tokenway_yaml_is_read_while_the_loop_goes_on(gateway: Gat
     """YAML takes ten times as long as JSON, so less of it is large."""
     await gateway.current.start()
     (gateway.folder / "tokenway.yaml").write_text("load: {lease_s: 77}\n" + "#" * QUICK_YAML_BYTES)
-    await eventually(lambda: bool(gateway.read_in))
+    await until(lambda: bool(gateway.read_in))
     assert gateway.read_in == [False]
     gateway.goes_on.set()
-    await eventually(lambda: gateway.current.current.load.lease_s == 77)
+    await until(lambda: gateway.current.current.load.lease_s == 77)
     await gateway.current.stop()
 
 
@@ -185,7 +179,7 @@ async def test_a_reading_that_fails_leaves_the_next_one(
     with monkeypatch.context() as patched:
         patched.setattr(configuration, "read_file", fail)
         gateway.put("10.0.0.2", padding=QUICK_JSON_BYTES)
-        await eventually(lambda: "configuration could not be read" in caplog.messages)
+        await until(lambda: "configuration could not be read" in caplog.messages)
     gateway.put("10.0.0.3", padding=QUICK_JSON_BYTES)
     await gateway.until("10.0.0.3")
     await gateway.current.stop()
@@ -208,12 +202,12 @@ async def test_a_file_system_that_hangs_stops_no_request(
 
     monkeypatch.setattr(reload, "look", slow)
     watcher.start()
-    await eventually(hangs.is_set)
+    await until(hangs.is_set)
     path.write_text("another")
     watcher.watch({other: look(other)})
     goes_on.set()
     await asyncio.sleep(0.1)
     assert changes == []
     other.write_text("b")
-    await eventually(lambda: bool(changes))
+    await until(lambda: bool(changes))
     await watcher.stop()

@@ -16,7 +16,8 @@ from extproc.server.envoys.acknowledging import MOST_WAIT_S
 from extproc.values.endpoints import Endpoint
 from extproc.xds.ads import RECONNECT_S
 from metadata_center.addresses import Address
-from tests.workers_and_envoys import Envoy, Wire, Worker, settled, until
+from tests.waiting import until
+from tests.workers_and_envoys import Envoy, Wire, Worker, settled
 
 OLD = Listed("10.0.0.1:80", Address("10.0.0.1", 80))
 

@@ -13,7 +13,8 @@ from extproc.server.reloading import introducing
 from extproc.transport.seam import Message, joined
 from extproc.xds.ads import RECONNECT_S
 from extproc.xds.type_urls import ASSIGNMENT_TYPE, CLUSTER_TYPE
-from tests.workers_and_envoys import Envoy, Wire, Worker, configured, settled, until
+from tests.waiting import until
+from tests.workers_and_envoys import Envoy, Wire, Worker, configured, settled
 
 pytestmark = pytest.mark.asyncio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from extproc.server.listening.run_dir import Residence, prepare
 from extproc.server.listening.socket_watch import Kept, SocketWatch, kept_of
 from extproc.transport.native import tcp_socket
 from extproc.transport.seam import Call, Received, Rpc
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -45,13 +46,6 @@ class Echo:
 
     def on_reset(self) -> None:
         """See `Receiver`."""
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for something that a look will do."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - a poll of files wakes no task
-            await asyncio.sleep(0.01)
 
 
 async def echoed(path: Path) -> bytes:
@@ -108,7 +102,7 @@ async def test_a_server_listens_anew(server: RpcServer, watch: SocketWatch, tmp_
         assert await before.stream_unary("/s/m")(iter([b"first"])) == b"first"
         for renewals in (2, 4, 6):
             empty(folder)
-            await eventually(partial(are_renewed, watch, renewals))
+            await until(partial(are_renewed, watch, renewals))
             assert folder.stat().st_mode & 0o077 == 0
             assert (folder / "gw0.sock").stat().st_mode & 0o077 == 0
             assert await echoed(folder / "gw0.sock") == await echoed(folder / "more.sock") == b"hello"
@@ -142,7 +136,7 @@ async def test_workers_and_the_admin_port_listen_anew(watch: SocketWatch, tmp_pa
     watch.start()
     for renewals in (2, 4):
         empty(folder)
-        await eventually(partial(are_renewed, watch, renewals))
+        await until(partial(are_renewed, watch, renewals))
     other = Bus(folder, 1, 2, lambda _: None, lambda *_: None)
     await other.start()
     assert await other.met() == {0}
@@ -168,13 +162,13 @@ async def test_what_another_process_put_there_is_left_alone(
     watch.start()
     path.rename(tmp_path / "aside")
     path.write_text("theirs")
-    await eventually(lambda: not watch.are_in_place)
+    await until(lambda: not watch.are_in_place)
     await asyncio.sleep(0.1)
     assert (renewed, path.read_text()) == (0, "theirs")
     (said,) = [line for line in caplog.records if line.levelno == logging.ERROR]
     assert said.__dict__["problem"] == "another process has put a file in its place"
     path.unlink()
-    await eventually(lambda: watch.are_in_place)
+    await until(lambda: watch.are_in_place)
     assert (renewed, path.read_text()) == (1, "ours")
 
 
@@ -195,11 +189,11 @@ async def test_what_cannot_be_made_anew_is_said_once_and_tried_again(
     watch.keep([Kept(path, renew)])
     watch.start()
     path.unlink()
-    await eventually(lambda: tried > 3)
+    await until(lambda: tried > 3)
     assert not watch.are_in_place
     assert [line.__dict__["problem"] for line in caplog.records] == ["No space left on device"]
     is_full = False
-    await eventually(lambda: watch.are_in_place)
+    await until(lambda: watch.are_in_place)
     assert watch.renewals == 1
 
 
@@ -211,7 +205,7 @@ async def test_the_lock_is_taken_anew(watch: SocketWatch, tmp_path: Path) -> Non
     watch.keep([Kept(residence.lock_path, residence.renew)])
     watch.start()
     empty(folder)
-    await eventually(lambda: watch.renewals == 1)
+    await until(lambda: watch.renewals == 1)
     with pytest.raises(ConfigError, match="another gateway runs there"):
         Residence(folder, is_alone=True).start()
     residence.stop()

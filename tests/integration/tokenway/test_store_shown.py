@@ -14,7 +14,8 @@ import pytest
 
 from extproc.server.building import build_worker
 from testbed.redis_server import RedisServer, running
-from tests.contract.stores import DEADLINE_S, until
+from tests.contract.stores import DEADLINE_S
+from tests.waiting import until
 from tokenway.cli.top import top
 
 Begin = Callable[[RedisServer], object]

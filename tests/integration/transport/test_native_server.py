@@ -36,6 +36,7 @@ from tests.http2_peers import (
     opening,
     parsed,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -90,13 +91,6 @@ async def peer(made: Serving) -> AsyncIterator[tuple[asyncio.StreamReader, async
         yield reader, writer
     finally:
         writer.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that the server does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the server wakes no task
-            await asyncio.sleep(0.002)
 
 
 async def sent_until_closed(reader: asyncio.StreamReader) -> list[tuple[int, int, int, bytes]]:

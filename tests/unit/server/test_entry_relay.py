@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,7 @@ from extproc.server.exchanging.entry_relay import EVERYBODY, MAX_NAMES, EntryRel
 from extproc.values.endings import RequestAlive, RequestEvent
 from metadata_center.sharing.transport import TransportError
 from metadata_center.types import RequestId
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -98,13 +99,6 @@ async def replicas(center: Center, *owners: str) -> AsyncIterator[list[Replica]]
         for each in made:
             await each.relay.stop()
             assert each.way.is_closed
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what needs some turns of the loop."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a condition of the test's own
-            await asyncio.sleep(0.005)
 
 
 async def test_each_arrives_once_and_in_order_at_the_worker_that_is_named() -> None:
