@@ -6,8 +6,8 @@ Rules:
     2. Optimistic increment: other gateways place requests in the same moment by the same view and thus on
        the same endpoints. Until the own message that carries a charge comes back, by when everything
        accepted before it was heard, the charge counts once per live gateway (vLLM's data-parallel
-       coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: if no message comes
-       back the transport is down, and then leases say which member is alive.
+       coordinator scales by its API servers in the same way). At most `OPTIMISM_S`: by then the moment is
+       over, and what others chose in it is theirs to tell, however long that takes.
     3. A share that has fewer prefills than before says that one ended, and one that has more where there was
        none that one began: the prefill at the head of the endpoint's queue is under way from when that was
        heard.
@@ -24,11 +24,13 @@ from metadata_center.sharing.messages import Update
 from metadata_center.sharing.peers import Peers
 from metadata_center.types import Charge, EndpointKey
 
-OPTIMISM_S: Final = 0.5
-"""More than a round trip through a slow Redis (200 ms) and the pause between two messages."""
+OPTIMISM_S: Final = 0.05
+"""A burst is some milliseconds long, and so are the way of a message and the pause between two (16 ms among
+64 members). Longer, up to a slow store's echo (200 ms), it would count requests that have ended: gateways then
+keep away from the endpoints that they use, and with that from the caches which they have filled."""
 
 MAX_UNHEARD: Final = 65_536
-"""Charges with an optimistic increment: 130,000 a second for `OPTIMISM_S`. Further ones get none."""
+"""Charges with an optimistic increment: 1.3 million a second for `OPTIMISM_S`. Further ones get none."""
 
 MAX_OTHERS_REQUESTS: Final = 1 << 24
 """Of all other gateways, at one endpoint: what 64 of them hold in all at their default bound. More is not

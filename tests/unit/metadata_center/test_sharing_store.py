@@ -209,6 +209,18 @@ def test_an_increment_without_an_echo_ends_by_itself() -> None:
     assert requests(one) == [1, 0]
 
 
+def test_a_slow_store_has_no_request_count_that_has_ended() -> None:
+    """Requests of 60 ms, of which each is told after 200: where all have ended, nothing keeps others away."""
+    one = store()
+    one.incoming(Update(TWO, 1), 0.0)
+    for number in range(100):
+        charge(one, str(number))
+        one.load.release(RequestId(str(number)), 0.0)
+    assert requests(one)[0] > 0
+    one.load.advance(0.06)
+    assert requests(one) == [0, 0]
+
+
 def test_without_others_or_when_switched_off_nothing_is_added() -> None:
     """A lone gateway, and one that does not want it, count what is there."""
     alone, plain = store(), store(optimistic=False)
