@@ -26,8 +26,8 @@ from metadata_center.types import Charge, EndpointKey
 
 OPTIMISM_S: Final = 0.05
 """A burst is some milliseconds long, and so are the way of a message and the pause between two (16 ms among
-64 members). Longer, up to a slow store's echo (200 ms), it would count requests that have ended: gateways then
-keep away from the endpoints that they use, and with that from the caches which they have filled."""
+64 members). Longer, up to a slow store's echo (200 ms), it would count requests that have ended: gateways
+then keep away from the endpoints that they use, and with that from the caches which they have filled."""
 
 MAX_UNHEARD: Final = 65_536
 """Charges with an optimistic increment: 1.3 million a second for `OPTIMISM_S`. Further ones get none."""
