@@ -174,8 +174,8 @@ def build_worker(
     def is_busy() -> bool:
         return bool(way.processor.streams_active or load.in_flight_of_all_workers)
 
-    picking = _picking(site, news, way, lambda: life.is_ready() and sources.are_known(), is_busy)
-    draining = _draining(site, known, way, server, envoys.ads, configuration, picking, is_busy)
+    picking = _picking(site, news, known, way, lambda: life.is_ready() and sources.are_known(), is_busy)
+    draining = _draining(known, way, server, envoys.ads, configuration, picking, is_busy)
     watch = SocketWatch(partial(prepare, site.folder), life.is_ready)
     answering = OneWorker(
         _status(site, known, way, configuration, life, changes, sources, envoys.ads, watch, log_lines_lost)
@@ -276,6 +276,7 @@ def _server(site: Site, way: RequestWay, ads: AdsServer) -> RpcServer:
 def _picking(
     site: Site,
     news: News,
+    known: Knowledge,
     way: RequestWay,
     is_ready: Callable[[], bool],
     is_busy: Callable[[], bool],
@@ -291,12 +292,17 @@ def _picking(
         way.access_log.rpc,
         is_ready,
         is_busy,
+        partial(_is_reached, known, "picker"),
         site.metrics.transport_fault,
     )
 
 
+def _is_reached(known: Knowledge, where: str, is_here: Callable[[], bool]) -> bool:
+    """Whether somebody is connected to that server of any worker."""
+    return is_here() if known.bus is None else known.bus.is_reached(where, is_here)
+
+
 def _draining(
-    site: Site,
     known: Knowledge,
     way: RequestWay,
     server: RpcServer,
@@ -312,9 +318,9 @@ def _draining(
         way.waiting,
         way.access_log,
         is_busy,
+        lambda: _is_reached(known, "own", server.is_reached),
         lambda: configuration.current.server.drain_s,
         picking,
-        is_one_of_several=site.workers > 1,
         has_peers=known.relay is not None,
     )
 

@@ -3,7 +3,8 @@
 Rules:
     1. It takes no new requests from the beginning.
     2. It can be reached until the end of each request that runs is reported, or its time is over: a thread of
-       Envoy that has reported nothing yet calls only then. Not where it is known that no Envoy is there.
+       Envoy that has reported nothing yet calls only then. Not where it is known that no Envoy is there, at
+       any worker.
     3. Where replicas of the same Envoy hear the ends for it (`has_peers`), it cannot be reached from the
        beginning, so that Envoy goes to them at once; what it is told by calls that are open it hears still.
 """
@@ -31,9 +32,6 @@ class Serving(Protocol):
 
     async def drain(self, grace_s: float) -> None:
         """Take no new calls; returns when none runs any more, or ends those that do after `grace_s`."""
-
-    def is_reached(self) -> bool:
-        """False if nobody is connected any more; True also where that is not known."""
 
 
 class Closable(Protocol):
@@ -88,9 +86,9 @@ class Draining:
         waiting: Requests that wait, placed at once.
         access_log: Ended last, and read on for `READ_ON_S`: it brings the ends of what runs.
         is_busy: True while a request runs at any worker, or its end is not reported.
+        is_reached: False if nobody is connected to any worker; True also where that is not known.
         drain_s: How long that may take.
         picking: Leaves at the same time, in its own way; None if there is none. Access logs may come there.
-        is_one_of_several: Other workers hear of ends of our requests, and we of theirs.
         has_peers: Other replicas serve the same Envoy, which goes on to log: `NOTICED_S` holds.
     """
 
@@ -102,10 +100,10 @@ class Draining:
         waiting: Waiting,
         access_log: Reading,
         is_busy: Callable[[], bool],
+        is_reached: Callable[[], bool],
         drain_s: Callable[[], float],
         picking: Leaving | None = None,
         *,
-        is_one_of_several: bool = False,
         has_peers: bool = False,
     ) -> None:
         self._server = server
@@ -114,11 +112,11 @@ class Draining:
         self._waiting = waiting
         self._access_log = access_log
         self._is_busy = is_busy
+        self._is_reached = is_reached
         self._drain_s = drain_s
         self._picking = picking
         self._noticed_s = NOTICED_S if has_peers else 0.0
         self._has_peers = has_peers
-        self._hears_of_others = is_one_of_several or has_peers
 
     async def drain(self) -> None:
         """Returns when all of it is over, or had its time."""
@@ -135,7 +133,8 @@ class Draining:
         stopping = [asyncio.create_task(self._server.drain(max(0.0, last_s - time.monotonic())))]
         while self._is_busy() or time.monotonic() < noticed_s:
             # Without a call that runs nothing is heard any more, unless others are told and tell us.
-            if time.monotonic() >= last_s or (stopping[0].done() and not self._hears_of_others):
+            is_told = self._has_peers or self._is_reached()
+            if time.monotonic() >= last_s or (stopping[0].done() and not is_told):
                 break
             await asyncio.sleep(POLL_S)
         if picking is not None and leaving is not None:
@@ -149,6 +148,6 @@ class Draining:
     async def _reported(self, last_s: float) -> None:
         """Rule 2."""
         while self._is_busy() and time.monotonic() < last_s:
-            if not self._hears_of_others and not self._server.is_reached():
+            if not self._is_reached():
                 return
             await asyncio.sleep(POLL_S)

@@ -108,13 +108,18 @@ async def test_the_end_of_the_first_request_is_logged(workers: int, transport: s
             assert {line["completion_tokens"] for line in lines} == {2}
 
 
-async def test_nothing_is_waited_for_when_envoy_is_gone() -> None:
-    """Nobody is left to tell how its requests ended."""
+WAITING_LONG = {"drain_s": 3_600, "transport": "native"}
+"""grpcio does not tell who is connected: behind it all of the time is waited."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_nothing_is_waited_for_when_envoy_is_gone(workers: int) -> None:
+    """Nobody is left to tell how its requests ended, at any worker."""
     turns = asyncio.Semaphore(0)
     async with recording() as recorder:
         recorder.behaviour = ending_by(turns)
-        config = {"models": {"m": {"rules": [{"cluster": "c"}]}}, "server": {"drain_s": 3_600}}
-        async with running_stack([cluster("c", [recorder.key])], config) as stack:
+        config = {"models": {"m": {"rules": [{"cluster": "c"}]}}, "server": WAITING_LONG}
+        async with running_stack([cluster("c", [recorder.key])], config, workers=workers) as stack:
             asked = asyncio.create_task(post(stack, chat("m", "hello", stream=True)))
             await eventually(stack.endpoints, lambda view: view["in_flight"] == 1)
             await stack.envoy.kill()
@@ -122,7 +127,30 @@ async def test_nothing_is_waited_for_when_envoy_is_gone() -> None:
                 await asked
             assert (await stack.endpoints())["in_flight"] == 1, "as far as we know"
             stack.gateway.signal(signal.SIGTERM)
-            await eventually(lambda: _stopped(stack), lambda count: count == 1, 30)
+            await eventually(lambda: _stopped(stack), lambda count: count == workers, 30)
+            turns.release()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_picker_waits_for_nothing_when_its_gateway_is_gone(workers: int) -> None:
+    """Nobody is connected to the picker of any worker: no end is told any more."""
+    turns = asyncio.Semaphore(0)
+    async with recording() as recorder:
+        recorder.behaviour = ending_by(turns)
+        config = {"models": {"m": {"rules": [{"cluster": "c"}]}}, "server": WAITING_LONG}
+        clusters = [cluster("c", [recorder.key])]
+        async with running_picker(clusters, config, workers=workers, leave_early=True, leave_s=0.1) as picker:
+            picked, stack = Picked(picker, [], recorder), picker.tokenway
+            asked = asyncio.create_task(
+                picked.post(chat("m", "hello", stream=True), listener="streamed_logged")
+            )
+            await eventually(stack.endpoints, lambda view: view["in_flight"] == 1)
+            assert picker.envoy is not None
+            await picker.envoy.kill()
+            with pytest.raises(aiohttp.ClientError):
+                await asked
+            stack.gateway.signal(signal.SIGTERM)
+            await eventually(lambda: _stopped(stack), lambda count: count == workers, 30)
             turns.release()
 
 

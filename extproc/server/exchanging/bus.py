@@ -1,4 +1,4 @@
-"""Workers of one gateway over Unix sockets: log entries, cached blocks, Envoys, who waits.
+"""Workers of one gateway over Unix sockets: log entries, cached blocks, Envoys, who waits, who is reached.
 
 Rules:
     1. Each worker listens on `bus<i>.sock` and connects to every other one; a peer that is away is tried
@@ -75,6 +75,11 @@ class _Envoys(msgspec.Struct, tag="envoys", array_like=True, frozen=True):
     number: int
 
 
+class _Reached(msgspec.Struct, tag="reached", array_like=True, frozen=True):
+    where: str
+    is_reached: bool
+
+
 class _Cached(msgspec.Struct, tag="cached", array_like=True, frozen=True):
     endpoint: EndpointKey
     blocks: list[int]
@@ -86,7 +91,7 @@ class _Waits(msgspec.Struct, tag="waits", array_like=True, frozen=True):
 
 
 EntryFrame = _Ended | _Alive | _Started | _Failed
-Frame = EntryFrame | _Cached | _Question | _Answer | _Envoys | _Waits
+Frame = EntryFrame | _Cached | _Question | _Answer | _Envoys | _Reached | _Waits
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Frame)
@@ -159,8 +164,9 @@ class Bus:
         self.found: Listeners[[int]] = Listeners()
         self.lost: Listeners[[int]] = Listeners()
         self._num_envoys = 0
+        self._unreached: set[str] = set()
         self._writers: dict[int, asyncio.StreamWriter] = {}
-        self._served: set[asyncio.StreamWriter] = set()
+        self._served: dict[asyncio.StreamWriter, set[str]] = {}  # where nobody is connected to that worker
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._tried = {peer: asyncio.Event() for peer in self._peers}
@@ -239,6 +245,22 @@ class Bus:
             for peer in self._writers:
                 self._send(peer, _Envoys(number))
 
+    def is_reached(self, where: str, is_here: Callable[[], bool]) -> bool:
+        """Whether somebody is connected to any worker; whether to this one is told to those that do not know.
+
+        One that never said that nobody is connected to it is taken to be reached; one that is gone is not.
+
+        Args:
+            where: Which of a worker's servers, by a name.
+            is_here: True while somebody is connected to this worker there.
+        """
+        is_reached = is_here()
+        if is_reached is (where in self._unreached):
+            self._unreached ^= {where}
+            for peer in self._writers:
+                self._send(peer, _Reached(where, is_reached))
+        return is_reached or any(where not in unreached for unreached in self._served.values())
+
     async def met(self) -> frozenset[int]:
         """Those of the other workers that are there: each was tried once since the start."""
         for tried in self._tried.values():
@@ -276,6 +298,8 @@ class Bus:
     def _greet(self, peer: int) -> None:
         """Tell a worker that starts anew of the Envoys here and, unless another one does, what it missed."""
         self._send(peer, _Envoys(self._num_envoys))
+        for where in self._unreached:
+            self._send(peer, _Reached(where, False))
         if self._index == (0 if peer else 1):
             for endpoint, blocks in self._known().items():
                 self._send(peer, _Cached(endpoint, list(blocks)))
@@ -311,7 +335,7 @@ class Bus:
             self.away.notify(peer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._served.add(writer)
+        unreached = self._served[writer] = set()
         num_envoys = 0
         try:
             while True:
@@ -323,12 +347,14 @@ class Bus:
                     more, num_envoys = frame.number - num_envoys, frame.number
                     if more > 0:
                         self.found.notify(more)
+                elif isinstance(frame, _Reached):
+                    (unreached.discard if frame.is_reached else unreached.add)(frame.where)
                 else:
                     self._take(frame)
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
             return
         finally:
-            self._served.discard(writer)
+            del self._served[writer]
             writer.close()
             if num_envoys:
                 self.lost.notify(num_envoys)

@@ -53,7 +53,7 @@ class Picking:
         others: Methods that are served beside it.
         is_ready: True while the worker takes requests.
         is_busy: True while a request runs at any worker, or its end is not reported.
-        is_alone: No other worker hears of ends of our requests.
+        is_reached: Whether somebody is connected to the picker of any worker, by what says so of this one's.
     """
 
     def __init__(
@@ -67,14 +67,13 @@ class Picking:
         others: Sequence[Rpc],
         is_ready: Callable[[], bool],
         is_busy: Callable[[], bool],
-        *,
-        is_alone: bool,
+        is_reached: Callable[[Callable[[], bool]], bool],
     ) -> None:
         self._picker = picker
         self._leave_s = settings.leave_s
         self._until_s = 0.0
         self._is_busy = is_busy
-        self._is_alone = is_alone
+        self._is_reached = is_reached
         self._made = made
         self._health, self._probed = Health(is_ready), Health(is_ready)
         self._server = serve((picker.rpc, *self._health.rpcs, *others), places, MAX_MESSAGE_BYTES)
@@ -107,18 +106,16 @@ class Picking:
             await self.finish()
             return
         self._picker.close()
-        # A poll, for what ends of requests wakes no task.
-        while self._is_busy() and now_s() < self._until_s and not self._is_left():  # noqa: ASYNC110
+        # A poll, for what ends of requests wakes no task; where nobody is connected, nobody tells of them.
+        while self._is_busy() and self._is_reached(self._server.is_reached):
+            if now_s() >= self._until_s:
+                return
             await asyncio.sleep(LOOK_S)
 
     async def finish(self) -> None:
         """Give what runs the rest of its time to end. Idempotent."""
         self._health.close()
         await self._server.drain(max(0.0, self._until_s - asyncio.get_running_loop().time()))
-
-    def _is_left(self) -> bool:
-        """Nobody is there who could tell of ends, nor is another worker."""
-        return self._is_alone and not self._server.is_reached()
 
     def kept(self) -> list[Kept]:
         """The Unix sockets among its places."""
@@ -159,6 +156,7 @@ def picking_of(
     access_log: Rpc,
     is_ready: Callable[[], bool],
     is_busy: Callable[[], bool],
+    is_reached: Callable[[Callable[[], bool]], bool],
     on_fault: Callable[[FaultReason, bool], None],
 ) -> Picking | None:
     """The endpoint picker of a worker, if it is wanted.
@@ -174,6 +172,7 @@ def picking_of(
         access_log: Served beside it where streams are left early: then it brings the ends.
         is_ready: See `Picking`.
         is_busy: See `Picking`.
+        is_reached: See `Picking`.
         on_fault: See `rpc_server`.
     """
     settings = config.endpoint_picker
@@ -221,5 +220,5 @@ def picking_of(
         (access_log,) if settings.leave_early else (),
         is_ready,
         is_busy,
-        is_alone=workers == 1,
+        is_reached,
     )

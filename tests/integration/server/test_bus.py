@@ -96,6 +96,36 @@ async def test_who_waits_is_told_to_every_other_worker(tmp_path: Path) -> None:
             await peer.bus.stop()
 
 
+async def test_a_worker_knows_whether_somebody_is_connected_to_any(tmp_path: Path) -> None:
+    """To one that said nothing yet somebody may be, to one that is gone nobody is, one that comes is told."""
+    first, second, third = peers = [Peer(tmp_path, index, workers=3) for index in range(3)]
+
+    def is_reached(peer: Peer, *, is_here: bool = False) -> bool:
+        return peer.bus.is_reached("own", lambda: is_here)
+
+    await first.bus.start()
+    await second.bus.start()
+    try:
+        await until(lambda: all(len(peer.bus._served) == 1 for peer in (first, second)))
+        assert is_reached(first), "the second said nothing yet"
+        await until(lambda: not is_reached(second))
+        await until(lambda: not is_reached(first))
+        assert first.bus.is_reached("picker", lambda: False), "that is another server"
+        assert is_reached(first, is_here=True)
+        await until(lambda: is_reached(second))
+        await third.bus.start()
+        await until(lambda: all(len(peer.bus._served) == 2 for peer in peers))
+        assert is_reached(third)
+        await until(lambda: not is_reached(first) and not is_reached(third))
+        assert is_reached(first, is_here=True)
+        await until(lambda: is_reached(third))
+        await first.bus.stop()
+        await until(lambda: not is_reached(third))
+    finally:
+        for peer in peers:
+            await peer.bus.stop()
+
+
 async def test_entries_and_blocks_arrive_in_order(pair: tuple[Peer, Peer]) -> None:
     """Every kind of entry arrives equal to what was sent, and so do cached blocks."""
     left, right = pair

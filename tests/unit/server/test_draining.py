@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import pytest
-
 from extproc.server.draining import Draining
 
 SOON_S = 0.2
@@ -49,19 +47,7 @@ class Closing:
 
 
 class Server:
-    """No call of it is open.
-
-    Args:
-        reached_for: Looks at it that find somebody connected.
-    """
-
-    def __init__(self, reached_for: int) -> None:
-        self.reached_for = reached_for
-
-    def is_reached(self) -> bool:
-        """As often as said."""
-        self.reached_for -= 1
-        return self.reached_for >= 0
+    """No call of it is open."""
 
     async def listen(self) -> None:
         """Never."""
@@ -74,19 +60,20 @@ class Server:
 
 
 async def stop(
-    requests: int, drain_s: float, *, is_one_of_several: bool, ends: bool = True, reached_for: int = 1_000_000
+    requests: int, drain_s: float, *, ends: bool = True, reached_for: int = 1_000_000
 ) -> list[str]:
     """What becomes of the access log, and of new requests, while requests end one by one."""
     stopping = Stopping(requests)
+    looks = iter(range(reached_for))
     draining = Draining(
-        Server(reached_for),
+        Server(),
         stopping.closing("discovery"),
         stopping.closing("requests"),
         stopping.closing("waiting"),
         stopping.closing("log"),
         lambda: stopping.requests > 0,
+        lambda: next(looks, None) is not None,
         lambda: drain_s,
-        is_one_of_several=is_one_of_several,
     )
 
     async def end_all() -> None:
@@ -98,27 +85,25 @@ async def stop(
     return [said for said in stopping.said if said.startswith(("log", "requests"))]
 
 
-@pytest.mark.parametrize("is_one_of_several", [False, True])
-async def test_ends_of_all_that_runs_are_heard(is_one_of_several: bool) -> None:
+async def test_ends_of_all_that_runs_are_heard() -> None:
     """Though no call is open: Envoy calls to tell of the first one, and other workers hand over ours."""
     done = ["requests closed at 30", "log closed at 0", "log read at 0"]
-    assert await stop(30, LATE_S, is_one_of_several=is_one_of_several) == done
+    assert await stop(30, LATE_S) == done
 
 
 async def test_nobody_is_waited_for_where_nobody_is_connected() -> None:
     """Envoy is gone, and with it whatever it would have told."""
-    (_, closed, _) = await stop(1, LATE_S, is_one_of_several=False, ends=False, reached_for=2)
+    (_, closed, _) = await stop(1, LATE_S, ends=False, reached_for=2)
     assert closed == "log closed at 1"
 
 
 async def test_one_that_nothing_runs_at_is_gone_at_once() -> None:
     """However long it may take."""
     done = ["requests closed at 0", "log closed at 0", "log read at 0"]
-    assert await stop(0, LATE_S, is_one_of_several=False) == done
+    assert await stop(0, LATE_S) == done
 
 
-@pytest.mark.parametrize("is_one_of_several", [False, True])
-async def test_what_does_not_end_is_waited_for_as_long_as_it_may_take(is_one_of_several: bool) -> None:
+async def test_what_does_not_end_is_waited_for_as_long_as_it_may_take() -> None:
     """`server.drain_s`."""
-    (_, closed, _) = await stop(1, SOON_S, is_one_of_several=is_one_of_several, ends=False)
+    (_, closed, _) = await stop(1, SOON_S, ends=False)
     assert closed == "log closed at 1"
